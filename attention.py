@@ -1,0 +1,133 @@
+"""Attention as every Transformer has it: the heads that move *sensory* information, the features of objects.
+
+    alpha_ij = softmax_j( <q_i, k_j> / sqrt(d_h) )          e_i = sum_j alpha_ij v_j          (Eq. 2)
+
+A head is a question (who matters to me? alpha) and an answer (what is brought back? v). relational_attention.py
+keeps the question and changes the answer, so it shares what stands here: heads, rotary positions, masks, the cache.
+
+Shapes: B batch, T queries, S keys, H heads, G key/value heads (G < H: grouped-query attention), d_h = width of a head.
+The T queries are always the *last* T of the S positions: T = S when a whole sequence is read, T = 1 when a cached
+model writes its next token. That one rule fixes the causal mask and the relative offsets j - i.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def rope_table(max_len, d_h, base=10000.0):
+    """cos and sin of the angles of rotary positions (Su et al., 2021): (2, max_len, d_h), for `rotate`."""
+    theta = base ** (-torch.arange(0, d_h, 2) / d_h)                   # (d_h/2,) one frequency per plane
+    angle = torch.arange(max_len)[:, None] * theta                     # (max_len, d_h/2)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])
+
+
+def rotate(x, rope):
+    """Turns each head of x (B, T, H, d_h) by its position's angle; plane m is spanned by the features m and m + d_h/2."""
+    cos, sin = rope[0, :, None], rope[1, :, None]                      # (T, 1, d_h) each
+    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)    # (a, b) -> (a cos - b sin, b cos + a sin)
+
+
+def split_heads(x, n_heads, rope=None):
+    """(B, T, H d_h) -> (B, H, T, d_h), rotated by position where `rope` is given."""
+    x = x.unflatten(-1, (n_heads, -1))                                 # (B, T, H, d_h)
+    return (x if rope is None else rotate(x, rope)).transpose(1, 2)
+
+
+def merge_heads(x):
+    """(B, H, T, d_h) -> (B, T, H d_h): the heads side by side."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def may_attend(causal, mask, q, k):
+    """Who may look at whom: boolean, True = may, broadcastable to (B, H, T, S); None if everyone may look at everyone.
+
+    `mask` is (B, S), False at padding, or has four dimensions and broadcasts to (B, H, T, S).
+    """
+    T, S = q.size(-2), k.size(-2)
+    if mask is not None and mask.dim() == 2:
+        if mask.shape != (k.size(0), S):
+            raise ValueError(f"a mask of two dimensions marks padding and must be (B, S) = ({k.size(0)}, {S}), not "
+                             f"{tuple(mask.shape)}; give a (T, S) mask as mask[None, None]")
+        mask = mask[:, None, None, :]                                  # (B, 1, 1, S)
+    if not causal or T == 1:                                           # the newest token may look at all before it
+        return mask
+    past = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return past if mask is None else past & mask
+
+
+def attention_weights(q, k, *, causal=False, mask=None):
+    """alpha of Eq. 2, written out: (B, H, T, S). A query that may look at nobody gets a row of zeros."""
+    k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)             # (B, H, S, d_h)
+    scores = q @ k.mT / q.size(-1) ** 0.5                              # (B, H, T, S)
+    may = may_attend(causal, mask, q, k)
+    if may is None:
+        return scores.softmax(-1)
+    return scores.masked_fill(~may, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~may, 0.0)
+
+
+def attend(q, k, v, *, causal=False, mask=None, dropout=0.0, scale=None):
+    """sum_j alpha_ij v_j through PyTorch's fused kernel, which never stores alpha: (B, H, T, width of v)."""
+    whole = causal and mask is None and q.size(-2) == k.size(-2)       # then the kernel skips the future by itself
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=None if whole else may_attend(causal, mask, q, k), is_causal=whole,
+        dropout_p=dropout, scale=scale, enable_gqa=q.size(1) != k.size(1))
+
+
+class Cache:
+    """What one layer remembers of the tokens it has read, so that each new token is read once.
+
+    Named tensors (B, heads, S, width), each in a buffer with room for max_len tokens. Inference only: written in place.
+    """
+
+    def __init__(self, max_len):
+        self.max_len, self.length, self.buffers = max_len, {}, {}
+
+    def append(self, name, new):
+        """`new` (B, heads, T, width) joins what is kept under `name`; returns all of it, (B, heads, S, width)."""
+        B, heads, T, width = new.shape
+        if name not in self.buffers:
+            self.buffers[name], self.length[name] = new.new_empty(B, heads, self.max_len, width), 0
+        start, self.length[name] = self.length[name], self.length[name] + T
+        self.buffers[name][:, :, start:start + T] = new
+        return self.buffers[name][:, :, :start + T]
+
+    def __len__(self):
+        return max(self.length.values(), default=0)
+
+
+def head_width(d_model, n_heads, total_heads, n_kv_heads):
+    """d_h = d_model / total_heads; raises ValueError if the heads cannot be laid out so."""
+    if n_heads < 1 or d_model % total_heads:
+        raise ValueError(f"d_model={d_model} cannot be cut into {total_heads} heads: it must be a multiple")
+    if n_heads % n_kv_heads:
+        raise ValueError(f"n_kv_heads={n_kv_heads} must divide the number of heads in each group, here {n_heads}")
+    return d_model // total_heads
+
+
+class Attention(nn.Module):
+    """Multi-head attention: self-attention, or cross-attention if a context is given.
+
+    total_heads: heads of the whole layer, where this group is a part of it; the group writes n_heads * d_h features.
+    n_kv_heads: key/value heads, each shared by n_heads / n_kv_heads query heads (Ainslie et al., 2023).
+    """
+
+    def __init__(self, d_model, n_heads, *, total_heads=None, n_kv_heads=None, dropout=0.0, bias=False):
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.dropout = n_heads, n_kv_heads or n_heads, dropout
+        d_h = head_width(d_model, n_heads, total_heads or n_heads, self.n_kv_heads)
+        self.W_q = nn.Linear(d_model, n_heads * d_h, bias=bias)
+        self.W_k = nn.Linear(d_model, self.n_kv_heads * d_h, bias=bias)
+        self.W_v = nn.Linear(d_model, self.n_kv_heads * d_h, bias=bias)
+        self.W_o = nn.Linear(n_heads * d_h, n_heads * d_h, bias=bias)
+
+    def forward(self, x, context=None, *, causal=False, mask=None, rope=None, cache=None):
+        """x (B, T, d_model), context (B, S, d_model) or None for x itself -> (B, T, n_heads * d_h)."""
+        context = x if context is None else context
+        q = split_heads(self.W_q(x), self.n_heads, rope)               # (B, H, T, d_h)
+        k = split_heads(self.W_k(context), self.n_kv_heads, rope)      # (B, G, S, d_h)
+        v = split_heads(self.W_v(context), self.n_kv_heads)            # (B, G, S, d_h)
+        if cache is not None:
+            k, v = cache.append("k", k), cache.append("v", v)
+        e = attend(q, k, v, causal=causal, mask=mask, dropout=self.dropout if self.training else 0.0)
+        return self.W_o(merge_heads(e))

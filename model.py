@@ -1,0 +1,316 @@
+"""The Dual Attention Transformer: sensory and relational heads side by side in every layer. Read it top to bottom.
+
+    TransformerConfig   every choice there is, each with a default
+    DualAttention       Algorithm 1: two groups of heads, concatenated
+    EncoderBlock        Algorithm 2      DecoderBlock   Algorithm 3 (adds cross-attention)
+    Stack               positions, symbols, L blocks and a norm: what all three models below have in common
+    LanguageModel       next-token prediction, generation with a KV cache
+
+n_ra = 0 is the standard Transformer: the same code, without a relational group and without symbols.
+"""
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from attention import Attention, Cache, rope_table
+from relational_attention import RelationalAttention, RelationalCrossAttention
+from symbols import PositionalSymbols, PositionRelativeSymbols, SymbolicAttention
+
+
+@dataclass
+class TransformerConfig:
+    vocab_size: int = 256                   # number of different tokens
+    d_model: int = 128                      # width of the residual stream
+    n_layers: int = 4                       # number of blocks
+    n_heads: int = 8                        # all heads of a layer, sensory and relational
+    n_ra: int = 4                           # how many of them are relational (n_sa = n_heads - n_ra); 0: Transformer
+    d_ff: int | None = None                 # width of the MLP; default 4 d_model, or 8/3 d_model for swiglu
+    max_len: int = 128                      # longest sequence
+    activation: Literal["relu", "gelu", "silu", "swiglu"] = "gelu"       # of the MLP
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"                  # kind of normalisation
+    norm_first: bool = True                 # pre-norm, as run in most experiments; False: post-norm, Algorithms 2 and 3
+    bias: bool = False                      # biases in projections, MLP and LayerNorm
+    dropout: float = 0.0                    # on attention weights, residual branches and embeddings; training only
+    position: Literal["rope", "learned", "sinusoidal"] = "rope"          # how tokens know their place
+    symbols: Literal["symbolic", "relative", "positional"] = "symbolic"  # who is the sender? see symbols.py
+    n_symbols: int = 512                    # symbolic: size of the library
+    symbol_heads: int = 4                   # symbolic: heads of the retrieval
+    trainable_symbols: bool = True          # symbolic: False freezes the library at its random start
+    max_distance: int | None = None         # relative: offsets beyond it share a symbol; default max_len
+    shared_symbols: bool = True             # one symbol module for all layers (Remark 1); False: one per layer
+    n_relations: int | None = None          # R, relations per layer (d_r); default n_ra
+    rel_proj_dim: int | None = None         # width of one relation's comparison; default n_ra * d_head / R
+    symmetric: bool = False                 # W_q_rel = W_k_rel
+    rel_activation: Literal["identity", "relu", "sigmoid", "tanh", "gelu", "silu", "softmax"] = "identity"  # applied to r
+    ra_type: Literal["ra", "rca"] = "ra"    # relational attention, or relational cross-attention (ablation, App. D)
+    share_qk: bool = False                  # both groups attend with the same W_q, W_k (App. B.1); needs n_sa = n_ra
+    n_kv_heads: int | None = None           # key/value heads in each group (grouped-query attention); default: all
+    tie_embeddings: bool = True             # token embedding = output layer
+
+    def __post_init__(self):
+        """Raises ValueError, in one line for the reader, for what cannot be built."""
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(get_args(kind))}")
+        for f in fields(TransformerConfig):
+            value = getattr(self, f.name)
+            if type(value) is int and value < (0 if f.name == "n_ra" else 1):
+                raise ValueError(f"{f.name}={value} is too small")
+        if self.n_ra > self.n_heads:
+            raise ValueError(f"n_ra={self.n_ra}: only n_heads={self.n_heads} heads to choose from; "
+                             f"give 0 to {self.n_heads}, or raise --n_heads")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
+        if self.position == "rope" and self.d_model // self.n_heads % 2:
+            raise ValueError(f"rotary positions turn pairs of features: d_model / n_heads = "
+                             f"{self.d_model // self.n_heads} must be even")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        for group, n in (("n_sa", self.n_sa), ("n_ra", self.n_ra)):
+            if self.n_kv_heads and n % self.n_kv_heads:
+                raise ValueError(f"n_kv_heads={self.n_kv_heads} does not divide {group}={n}")
+        if self.share_qk and self.n_ra and self.n_sa != self.n_ra:
+            raise ValueError(f"share_qk needs as many sensory as relational heads, not {self.n_sa}+{self.n_ra}")
+        if self.n_ra and self.symbols == "symbolic" and self.d_model % self.symbol_heads:
+            raise ValueError(f"d_model={self.d_model} is not a multiple of symbol_heads={self.symbol_heads}")
+        relational_width = self.n_ra * (self.d_model // self.n_heads)
+        if self.n_relations and self.rel_proj_dim is None and relational_width % self.n_relations:
+            raise ValueError(f"n_relations={self.n_relations} does not divide n_ra * d_head = {relational_width}: "
+                             f"give --rel_proj_dim too")
+
+    @property
+    def n_sa(self):
+        """Number of sensory (self-attention) heads."""
+        return self.n_heads - self.n_ra
+
+
+class DualAttention(nn.Module):
+    """Algorithm 1: sensory heads e and relational heads a look at the same x; the output is concat(e, a).
+
+    Each group has its own output projection, and the layer has no further one on top that would mix them.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        common = dict(total_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, dropout=cfg.dropout, bias=cfg.bias)
+        self.sensory = self.relational = None
+        if cfg.n_sa:
+            self.sensory = Attention(cfg.d_model, cfg.n_sa, **common)
+        if cfg.n_ra and cfg.ra_type == "ra":
+            self.relational = RelationalAttention(
+                cfg.d_model, cfg.n_ra, n_relations=cfg.n_relations, rel_proj_dim=cfg.rel_proj_dim,
+                symmetric=cfg.symmetric, rel_activation=cfg.rel_activation, **common)
+        elif cfg.n_ra:
+            self.relational = RelationalCrossAttention(cfg.d_model, cfg.n_ra, **common)
+        if cfg.share_qk and cfg.n_ra:
+            self.relational.W_q, self.relational.W_k = self.sensory.W_q, self.sensory.W_k
+
+    def forward(self, x, symbols=None, **how):
+        """x (B, T, d_model), symbols as in RelationalAttention -> (B, T, d_model). how: causal, mask, rope, cache."""
+        groups = []
+        if self.sensory is not None:
+            groups.append(self.sensory(x, **how))                    # e: (B, T, n_sa * d_h)
+        if self.relational is not None:
+            groups.append(self.relational(x, symbols, **how))        # a: (B, T, n_ra * d_h)
+        return groups[0] if len(groups) == 1 else torch.cat(groups, -1)
+
+
+class MLP(nn.Module):
+    """W_2 f(W_1 x), or with SwiGLU (Shazeer, 2020): W_2 (silu(W_1 x) * W_3 x)."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        # paper: 4 d_model; here: 8/3 for SwiGLU, as the authors' code ran it, so that all kinds have equally many weights
+        d_ff = cfg.d_ff or (8 * cfg.d_model // 3 if cfg.activation == "swiglu" else 4 * cfg.d_model)
+        self.activation = cfg.activation
+        self.W_1 = nn.Linear(cfg.d_model, d_ff, bias=cfg.bias)
+        self.W_2 = nn.Linear(d_ff, cfg.d_model, bias=cfg.bias)
+        if cfg.activation == "swiglu":
+            self.W_3 = nn.Linear(cfg.d_model, d_ff, bias=cfg.bias)
+
+    def forward(self, x):
+        h = self.W_1(x)                                              # (B, T, d_ff)
+        if self.activation == "swiglu":
+            return self.W_2(F.silu(h) * self.W_3(x))
+        if self.activation == "gelu":
+            return self.W_2(F.gelu(h, approximate="tanh"))           # the tanh form, as GPT-2 and the authors
+        return self.W_2(F.relu(h) if self.activation == "relu" else F.silu(h))
+
+
+def make_norm(cfg):
+    return nn.LayerNorm(cfg.d_model, bias=cfg.bias) if cfg.norm == "layernorm" else nn.RMSNorm(cfg.d_model, eps=1e-5)
+
+
+class Residual(nn.Module):
+    """x + f(Norm(x)) if norm_first, else Norm(x + f(x)): the paper's form."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.norm, self.norm_first, self.dropout = make_norm(cfg), cfg.norm_first, nn.Dropout(cfg.dropout)
+
+    def forward(self, x, f):
+        if self.norm_first:
+            return x + self.dropout(f(self.norm(x)))
+        return self.norm(x + self.dropout(f(x)))
+
+
+class EncoderBlock(nn.Module):
+    """Algorithm 2: dual attention, then MLP. With causal=True it is the block of a language model."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.residual_attention, self.attention = Residual(cfg), DualAttention(cfg)
+        self.residual_mlp, self.mlp = Residual(cfg), MLP(cfg)
+
+    def forward(self, x, symbols=None, **how):
+        x = self.residual_attention(x, lambda x: self.attention(x, symbols, **how))
+        return self.residual_mlp(x, self.mlp)
+
+
+class DecoderBlock(EncoderBlock):
+    """Algorithm 3: between the two, standard cross-attention to a context y, all n_heads of it sensory."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.residual_cross = Residual(cfg)
+        self.cross = Attention(cfg.d_model, cfg.n_heads, dropout=cfg.dropout, bias=cfg.bias)
+
+    def forward(self, x, symbols=None, *, context, context_mask=None, **how):
+        """x (B, T, d_model), context (B, S, d_model), context_mask (B, S) -> (B, T, d_model)."""
+        x = self.residual_attention(x, lambda x: self.attention(x, symbols, **how))
+        x = self.residual_cross(x, lambda x: self.cross(x, context, mask=context_mask))
+        return self.residual_mlp(x, self.mlp)
+
+
+def make_symbols(cfg):
+    if cfg.symbols == "symbolic":
+        return SymbolicAttention(cfg.d_model, cfg.n_symbols, cfg.symbol_heads, cfg.trainable_symbols, dropout=cfg.dropout)
+    if cfg.symbols == "relative":
+        return PositionRelativeSymbols(cfg.d_model, cfg.max_distance or cfg.max_len)
+    return PositionalSymbols(cfg.d_model, cfg.max_len)
+
+
+def sinusoids(max_len, d_model):
+    """Positions as in Vaswani et al. (2017), Section 3.5: (max_len, d_model), sines in even features, cosines in odd."""
+    angle = torch.arange(max_len)[:, None] * 10000.0 ** (-torch.arange(0, d_model, 2) / d_model)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :d_model]
+
+
+class Stack(nn.Module):
+    """From embedded tokens to contextual ones: positions, L blocks that share one source of symbols, a last norm."""
+
+    def __init__(self, cfg, block=EncoderBlock):
+        super().__init__()
+        self.cfg, self.dropout = cfg, nn.Dropout(cfg.dropout)
+        if cfg.position == "learned":
+            self.positions = nn.Embedding(cfg.max_len, cfg.d_model)
+        elif cfg.position == "sinusoidal":
+            self.register_buffer("positions", sinusoids(cfg.max_len, cfg.d_model), persistent=False)
+        else:
+            self.register_buffer("rope", rope_table(cfg.max_len, cfg.d_model // cfg.n_heads), persistent=False)
+        n_retrievers = 0 if cfg.n_ra == 0 else 1 if cfg.shared_symbols else cfg.n_layers
+        self.symbols = nn.ModuleList(make_symbols(cfg) for _ in range(n_retrievers))
+        self.blocks = nn.ModuleList(block(cfg) for _ in range(cfg.n_layers))
+        self.norm = make_norm(cfg)                                   # with post-norm too, as in the authors' models
+
+    def forward(self, x, *, caches=None, **how):
+        """x (B, T, d_model) -> (B, T, d_model); with `caches` (one per layer) x continues what they remember.
+
+        how: causal, mask, and for decoder blocks context, context_mask. Raises ValueError beyond max_len.
+        """
+        T, start = x.size(1), len(caches[0]) if caches else 0        # x stands at the positions start ... start + T - 1
+        if start + T > self.cfg.max_len:
+            raise ValueError(f"{start + T} tokens, but max_len={self.cfg.max_len}")
+        if self.cfg.position == "rope":
+            how["rope"] = self.rope[:, start:start + T]
+        elif self.cfg.position == "learned":
+            x = x + self.positions.weight[start:start + T]
+        else:
+            x = x * self.cfg.d_model ** 0.5 + self.positions[start:start + T]      # Vaswani et al., Section 3.4
+        x = self.dropout(x)
+        for i, block in enumerate(self.blocks):
+            # symbols are read off the residual stream, before the block's norm (Remark 1: by one module for all layers)
+            symbols = self.symbols[i % len(self.symbols)](x, start) if len(self.symbols) else None
+            x = block(x, symbols, cache=caches[i] if caches else None, **how)
+        return self.norm(x)
+
+
+def init_weights(model, n_layers):
+    """GPT-2's: N(0, 0.02), biases 0, projections that write to the residual stream smaller by sqrt(2 L).
+
+    Symbols keep their N(0, 1). (authors' code: with SwiGLU the gate W_3 is scaled instead of the output W_2)
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, RelationalAttention):
+            nn.init.normal_(module.W_r, std=0.02)
+    for name, p in model.named_parameters():
+        if name.endswith(("W_o.weight", "W_2.weight")):
+            nn.init.normal_(p, std=0.02 / (2 * n_layers) ** 0.5)
+
+
+class LanguageModel(nn.Module):
+    """Predicts each next token from those before it: a causal Stack between an embedding and its transpose."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)
+        self.stack = Stack(cfg)
+        self.head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
+        init_weights(self, cfg.n_layers)
+        if cfg.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, idx, targets=None, caches=None):
+        """idx (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), their mean cross-entropy in nats.
+
+        Targets of -1 do not count. With caches (`new_caches`), idx continues the tokens that they remember.
+        """
+        x = self.stack(self.embedding(idx), causal=True, caches=caches)            # (B, T, d_model)
+        logits = self.head(x)                                                      # (B, T, vocab_size)
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+    def new_caches(self):
+        return [Cache(self.cfg.max_len) for _ in range(self.cfg.n_layers)]
+
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, use_cache=True):
+        """Continues idx (B, T >= 1) by max_new_tokens: (B, T + max_new_tokens). temperature 0 takes the likeliest.
+
+        When the context is full its oldest half is dropped and the rest read anew, cached or not: both then see the
+        same tokens at the same positions, and memory stays bounded.
+        """
+        was_training = self.training
+        self.eval()
+        max_len = self.cfg.max_len
+        start = max(0, idx.size(1) - max_len)                        # where the context begins
+        caches, unread = (self.new_caches() if use_cache else None), start
+        for _ in range(max_new_tokens):
+            if idx.size(1) - start > max_len:
+                start = idx.size(1) - max(1, max_len // 2)
+                caches, unread = (self.new_caches() if use_cache else None), start
+            logits, _ = self(idx[:, unread if use_cache else start:], caches=caches)
+            unread = idx.size(1)
+            idx = torch.cat([idx, sample(logits[:, -1], temperature, top_k)], dim=1)
+        self.train(was_training)
+        return idx
+
+
+def sample(logits, temperature, top_k):
+    """One token from each row of logits (B, vocab_size): (B, 1)."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = logits / temperature
+    if top_k is not None:
+        smallest = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
+        logits = logits.masked_fill(logits < smallest, -float("inf"))
+    return torch.multinomial(logits.softmax(-1), 1)

@@ -1,0 +1,164 @@
+"""Relational attention: the one new idea (Eq. 3).
+
+A standard head brings back the features of the objects it looks at. A relational head brings back how the receiver
+*relates* to each of them, tagged with a symbol s_j that says who the sender is:
+
+    a_i  =  sum_j alpha_ij ( r_ij W_r + s_j W_s )
+
+    alpha_ij  = softmax_j( <q_i, k_j> / sqrt(d_h) )               whom to look at: as in any attention, per head
+    r_ij[l]   = <q_rel_i[l], k_rel_j[l]> / sqrt(rel_proj_dim)     R relations, shared by all heads, never masked
+    s_j       = symbols                                           see symbols.py
+
+Read literally this builds an n x n x R tensor of relations. But the sum is linear in r, and q_rel_i does not depend on j:
+
+    sum_j alpha_ij <q_rel_i[l], k_rel_j[l]>   =   < q_rel_i[l],  sum_j alpha_ij k_rel_j[l] >
+
+So a relational head IS ordinary attention, whose values are [k_rel_j[1] ... k_rel_j[R], s_j W_s], read afterwards with
+the receiver's own relation queries. Exact, linear in memory, and it runs through PyTorch's fused kernels. `literal` below is
+the definition, `fast` the identity; the tests hold them equal to 1e-10.
+
+Shapes as in attention.py; R relations of width p = rel_proj_dim.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from attention import (Attention, attend, attention_weights, head_width, may_attend, merge_heads, split_heads)
+from symbols import PositionRelativeSymbols
+
+REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
+                   "gelu": F.gelu, "silu": F.silu, "softmax": None}
+
+
+class RelationalAttention(nn.Module):
+    """n_heads heads of relational attention (Eq. 3, Algorithm 1).
+
+    total_heads     heads of the whole layer if these are a part of it (d_h = d_model / total_heads); default n_heads
+    n_relations     R, the number of relations d_r; default n_heads
+    rel_proj_dim    p, the width in which one relation compares two objects; default n_heads * d_h / R
+    n_kv_heads      key and symbol heads, each shared by n_heads / n_kv_heads query heads; relations are shared anyway
+    symmetric       W_q_rel = W_k_rel: r_ij = r_ji, a positive semi-definite kernel
+    rel_activation  applied to r; any but identity breaks the identity above and costs n x n x R memory
+    Raises ValueError for widths that do not divide.
+    """
+
+    def __init__(self, d_model, n_heads, *, total_heads=None, n_relations=None, rel_proj_dim=None, n_kv_heads=None,
+                 symmetric=False, rel_activation="identity", dropout=0.0, bias=False):
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.dropout = n_heads, n_kv_heads or n_heads, dropout
+        self.symmetric, self.rel_activation = symmetric, rel_activation
+        if rel_activation not in REL_ACTIVATIONS:
+            raise ValueError(f"rel_activation={rel_activation!r}: choose from {', '.join(REL_ACTIVATIONS)}")
+        d_h = head_width(d_model, n_heads, total_heads or n_heads, self.n_kv_heads)
+        self.n_relations = R = n_relations or n_heads
+        if rel_proj_dim is None and n_heads * d_h % R:
+            raise ValueError(f"n_relations={R} does not divide n_heads * d_h = {n_heads * d_h}: give rel_proj_dim too")
+        self.rel_proj_dim = p = rel_proj_dim or n_heads * d_h // R
+
+        self.W_q = nn.Linear(d_model, n_heads * d_h, bias=bias)                    # W_q^attn, W_k^attn: whom to look at
+        self.W_k = nn.Linear(d_model, self.n_kv_heads * d_h, bias=bias)
+        self.W_q_rel = nn.Linear(d_model, R * p, bias=bias)                        # W_q^rel, W_k^rel: what to compare
+        if not symmetric:
+            self.W_k_rel = nn.Linear(d_model, R * p, bias=bias)
+        self.W_r = nn.Parameter(torch.empty(n_heads, R, d_h).uniform_(-R ** -0.5, R ** -0.5))  # as nn.Linear(R, d_h)
+        self.W_s = nn.Linear(d_model, self.n_kv_heads * d_h, bias=bias)
+        self.W_o = nn.Linear(n_heads * d_h, n_heads * d_h, bias=bias)
+
+    def forward(self, x, symbols, *, causal=False, mask=None, rope=None, cache=None, need_weights=False):
+        """x (B, T, d_model) -> (B, T, n_heads * d_h).
+
+        symbols: (B, T, d_model), (T, d_model), or a PositionRelativeSymbols module.
+        mask, causal: who may attend to whom (attention.may_attend); rope turns q and k, never the relations.
+        need_weights: also returns alpha (B, H, T, S) and r (B, R, T, S), both as in the equation, before dropout.
+        """
+        q = split_heads(self.W_q(x), self.n_heads, rope)                           # (B, H, T, d_h)
+        k = split_heads(self.W_k(x), self.n_kv_heads, rope)                        # (B, G, S, d_h)
+        q_rel = self.W_q_rel(x)[:, None]                                           # (B, 1, T, R p), one for all heads
+        k_rel = q_rel if self.symmetric else self.W_k_rel(x)[:, None]              # (B, 1, S, R p)
+        if not isinstance(symbols, PositionRelativeSymbols):
+            symbols = symbols if symbols.dim() == 3 else symbols[None]             # (B or 1, T, d_model)
+            symbols = split_heads(self.W_s(symbols), self.n_kv_heads)              # (B or 1, G, S, d_h): s_j W_s
+        if cache is not None:
+            k, k_rel = cache.append("k_attn", k), cache.append("k_rel", k_rel)
+            if not isinstance(symbols, PositionRelativeSymbols):                   # relative symbols have no past
+                symbols = cache.append("s W_s", symbols)
+
+        if need_weights or self.rel_activation != "identity":
+            a, alpha, r = self.literal(q, k, q_rel, k_rel, symbols, causal, mask)
+        else:
+            a = self.fast(q, k, q_rel, k_rel, symbols, causal, mask)
+        out = self.W_o(merge_heads(a))                                             # (B, T, H d_h)
+        return (out, alpha, r) if need_weights else out
+
+    def literal(self, q, k, q_rel, k_rel, symbols, causal, mask):
+        """Eq. 3 as the paper writes it: the definition."""
+        alpha = attention_weights(q, k, causal=causal, mask=mask)                  # (B, H, T, S)
+        r = self.relations(q_rel, k_rel, may_attend(causal, mask, q, k))           # (B, R, T, S)
+        dropped = F.dropout(alpha, self.dropout, self.training)
+        # sum_j alpha_ij r_ij W_r
+        a = torch.einsum("bhij,brij->bhir", dropped, r) @ self.W_r                 # (B, H, T, d_h)
+        return a + self.bring_symbols(dropped, symbols), alpha, r
+
+    def relations(self, q_rel, k_rel, may):
+        """r_ij[l] = <q_rel_i[l], k_rel_j[l]> / sqrt(p), through the relation activation: (B, R, T, S)."""
+        split = (self.n_relations, self.rel_proj_dim)
+        q_rel, k_rel = q_rel[:, 0].unflatten(-1, split), k_rel[:, 0].unflatten(-1, split)
+        r = torch.einsum("birp,bjrp->brij", q_rel, k_rel) / self.rel_proj_dim ** 0.5
+        if self.rel_activation == "softmax":
+            # authors' code: over all j, the future included; here: over those whom i may see, or causality is lost
+            if may is not None and may.dim() == 4 and may.size(1) > 1:
+                raise ValueError("relations are shared by all heads: softmax relations need one mask for all heads")
+            low = torch.finfo(r.dtype).min
+            return r.softmax(-1) if may is None else r.masked_fill(~may, low).softmax(-1)
+        activation = REL_ACTIVATIONS[self.rel_activation]
+        return r if activation is None else activation(r)
+
+    def fast(self, q, k, q_rel, k_rel, symbols, causal, mask):
+        """The same a (B, H, T, d_h) by the identity above: attend to relation keys, then read with relation queries."""
+        H, (B, G, S, d_h) = self.n_heads, k.shape
+        width = q_rel.size(-1)                                                     # R p
+        if isinstance(symbols, PositionRelativeSymbols):                           # s_{j-i} needs alpha itself
+            alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), self.dropout, self.training)
+            brought = (alpha.flatten(1, 2) @ k_rel[:, 0]).unflatten(1, (H, -1))    # (B, H, T, R p)
+            s = self.bring_symbols(alpha, symbols)                                 # (B, H, T, d_h)
+        else:
+            v = torch.cat([k_rel.expand(B, G, S, width), symbols.expand(B, G, S, d_h)], -1)
+            # Fused kernels want one width for q, k and v: zeros behind q and k leave every score as it is.
+            q, k = F.pad(q, (0, width)), F.pad(k, (0, width))                      # (B, H, T, R p + d_h)
+            out = attend(q, k, v, causal=causal, mask=mask, scale=d_h ** -0.5,
+                         dropout=self.dropout if self.training else 0.0)
+            brought, s = out.split([width, d_h], -1)                               # sum_j alpha_ij k_rel_j, .. s_j W_s
+        # < q_rel_i[l], brought_i[l] > W_r: product and sum over p are one matrix product with W_r's rows repeated
+        W_r = self.W_r.repeat_interleave(self.rel_proj_dim, dim=1)                 # (H, R p, d_h)
+        return (brought * (q_rel * self.rel_proj_dim ** -0.5)) @ W_r + s
+
+    def bring_symbols(self, alpha, symbols):
+        """sum_j alpha_ij s_j W_s for alpha (B, H, T, S) -> (B, H, T, d_h)."""
+        if isinstance(symbols, PositionRelativeSymbols):
+            return symbols.attend(alpha, self.W_s, self.n_kv_heads)
+        return alpha @ symbols.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
+
+
+class RelationalCrossAttention(Attention):
+    """The ablation (Appendix D; Altabaa et al., 2024): the message is the symbol alone, a_i = sum_j alpha_ij s_j W_s.
+
+    Self-attention whose values come from symbols; W_v plays W_s. What it compares is what it looks at: alpha is
+    the only relation it has.
+    """
+
+    def forward(self, x, symbols, *, causal=False, mask=None, rope=None, cache=None):
+        """As RelationalAttention.forward: (B, T, d_model) -> (B, T, n_heads * d_h)."""
+        q = split_heads(self.W_q(x), self.n_heads, rope)                           # (B, H, T, d_h)
+        k = split_heads(self.W_k(x), self.n_kv_heads, rope)                        # (B, G, S, d_h)
+        if cache is not None:
+            k = cache.append("k_attn", k)
+        dropout = self.dropout if self.training else 0.0
+        if isinstance(symbols, PositionRelativeSymbols):
+            alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), dropout)
+            return self.W_o(merge_heads(symbols.attend(alpha, self.W_v, self.n_kv_heads)))
+        symbols = symbols if symbols.dim() == 3 else symbols[None]
+        s = split_heads(self.W_v(symbols), self.n_kv_heads)                        # (B or 1, G, S, d_h): s_j W_s
+        if cache is not None:
+            s = cache.append("s W_s", s)
+        a = attend(q, k, s.expand(k.shape), causal=causal, mask=mask, dropout=dropout)
+        return self.W_o(merge_heads(a))
