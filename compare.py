@@ -1,0 +1,184 @@
+"""Curves and tables from the logs alone; nothing is trained here.
+
+    python compare.py --runs=out/lm                                 redraws the figure and the table of all runs in a folder
+    python compare.py --runs=out/lm/sa4_ra4_seed1,out/lm/sa8_ra0_seed1      or of these
+"""
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+import training
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt                                      # noqa: E402  (after the choice of backend)
+
+# 97.5% points of Student's t for 1 ... 30 degrees of freedom; beyond 30 the last one errs on the wide side
+T975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+        2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
+
+
+@dataclass
+class Options:
+    runs: str = "out/lm"                    # a folder of runs, or several runs separated by commas
+    out_dir: str = ""                       # where curves.png and table.md go; default: the (first run's) folder
+
+
+def half_interval(values):
+    """Half the width of the 95% confidence interval of the mean of `values` (n, ...): t_{n-1} s / sqrt(n)."""
+    n = len(values)
+    return T975[min(n - 1, 30) - 1] * np.std(values, axis=0, ddof=1) / math.sqrt(n)
+
+
+def load_run(folder):
+    """-> config.json as a dict, with `log`: {column: values, NaN where a row has none}. ValueError if it is no run."""
+    try:
+        record = json.loads((folder / "config.json").read_text())
+        with open(folder / "log.csv", newline="") as f:
+            rows = list(csv.DictReader(f))
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is not the folder of a run: no {Path(error.filename).name} in it") from None
+    if not rows:
+        raise ValueError(f"{folder / 'log.csv'} has no rows yet")
+    record["log"] = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
+    return record
+
+
+def group_runs(runs):
+    """Runs that differ in their seed alone form a group: {label: its runs by seed}, the label says what sets it apart."""
+    options = [{k: v for k, v in run["options"].items() if k not in (*training.NOT_COMPARED, "seed")} for run in runs]
+    facts = [run["facts"]["data"] for run in runs]
+    differing = [k for k in options[0] if k not in ("n_ra", "n_heads") and any(o.get(k) != options[0][k] for o in options)]
+    groups = {}
+    for run, option, data in sorted(zip(runs, options, facts), key=lambda t: (t[1]["n_ra"] == 0, t[0]["options"]["seed"])):
+        name = "Transformer" if option["n_ra"] == 0 else "DAT"
+        extra = [f"{k}={option[k]}" for k in differing] + ([data] if len(set(facts)) > 1 and "data" not in differing else [])
+        label = ", ".join([f"{name} {option['n_heads'] - option['n_ra']}+{option['n_ra']}", *extra])
+        groups.setdefault(label, []).append(run)
+    return groups
+
+
+def measured(run, column):
+    """Row numbers of the log in which `column` was measured."""
+    return np.flatnonzero(~np.isnan(run["log"][column]))
+
+
+def draw(groups, path):
+    """Training and validation loss against steps, tokens and seconds; bits per byte on the right-hand axis."""
+    xs = {"step": "step", "tokens": "tokens", "seconds": "seconds, without evaluation"}
+    ys = {"train_loss": "training loss, nats per token", "val_loss": "validation loss, nats per token"}
+    fig, axes = plt.subplots(len(ys), len(xs), figsize=(13, 7.5), sharey="row", layout="constrained")
+    for row, y in zip(axes, ys):
+        for ax, x in zip(row, xs):
+            for color, (label, runs) in zip(plt.cm.tab10.colors * len(groups), groups.items()):
+                draw_group(ax, [r["log"] for r in runs], x, y, color, label, [measured(r, y) for r in runs])
+            ax.set_xlabel(xs[x])
+            ax.grid(alpha=0.3)
+        row[0].set_ylabel(ys[y])
+        bytes_per_token = {r["facts"]["bytes_per_token"] for runs in groups.values() for r in runs}
+        if len(bytes_per_token) == 1:                                # else one axis cannot serve all curves
+            nats = math.log(2) * bytes_per_token.pop()               # nats per token in one bit per byte
+            right = row[-1].secondary_yaxis("right", functions=(lambda v: v / nats, lambda v: v * nats))
+            right.set_ylabel("bits per byte")
+    axes[0, 0].legend()
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+def draw_group(ax, logs, x, y, color, label, rows):
+    """One curve, or from two runs on thin curves and their mean, from three on with a 95% Student-t band."""
+    for log, i in zip(logs, rows):
+        thin = dict(lw=0.7, alpha=0.5) if len(logs) > 1 else dict(lw=1.6, label=label)
+        ax.plot(log[x][i], log[y][i], color=color, **thin)
+    n = min(len(i) for i in rows)                                    # a run may have been interrupted
+    if len(logs) > 1:
+        X = np.mean([log[x][i[:n]] for log, i in zip(logs, rows)], axis=0)
+        Y = np.array([log[y][i[:n]] for log, i in zip(logs, rows)])
+        ax.plot(X, Y.mean(0), color=color, lw=1.8, label=f"{label}, mean of {len(logs)} seeds")
+    if len(logs) >= 3:
+        half = half_interval(Y)
+        ax.fill_between(X, Y.mean(0) - half, Y.mean(0) + half, color=color, alpha=0.2, lw=0)
+
+
+def final_loss(run):
+    """Validation loss of the last row that has one: the final step, not the best one."""
+    return run["log"]["val_loss"][measured(run, "val_loss")[-1]]
+
+
+def table(groups):
+    """Markdown: one row a group; and lines on what may be concluded."""
+    lines = ["| model | n_sa | n_ra | parameters | tokens/s | final step | validation loss | bits per byte | seeds |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for label, runs in groups.items():
+        o, loss = runs[0]["options"], np.array([final_loss(r) for r in runs])
+        spread = f" ± {half_interval(loss):.4f}" if len(runs) >= 3 else ""
+        speed = np.mean([np.nanmedian(r["log"]["tokens_per_s"][1:]) for r in runs])
+        steps = {int(r["log"]["step"][-1]) for r in runs}
+        bits = loss.mean() / math.log(2) / runs[0]["facts"]["bytes_per_token"]
+        lines.append(f"| {label} | {o['n_heads'] - o['n_ra']} | {o['n_ra']} | {runs[0]['n_parameters']:,} | {speed:,.0f} | "
+                     f"{'/'.join(map(str, sorted(steps)))} | {loss.mean():.4f}{spread} | {bits:.4f} | {len(runs)} |")
+    if any(len(runs) >= 3 for runs in groups.values()):
+        lines += ["", "±: half the 95% Student-t interval of the mean over seeds."]
+    return "\n".join(lines + [""] + differences(groups))
+
+
+def differences(groups):
+    """DAT - Transformer, paired by seed: weights differ but data order and everything else agree within a pair."""
+    lines = []
+    transformers = {label: runs for label, runs in groups.items() if runs[0]["options"]["n_ra"] == 0}
+    for label, runs in groups.items():
+        for base_label, base in transformers.items():
+            mine, theirs = ({r["options"]["seed"]: final_loss(r) for r in rs} for rs in (runs, base))
+            seeds = sorted(mine.keys() & theirs.keys())
+            if label in transformers or not seeds or not comparable(runs[0], base[0]):
+                continue
+            delta = np.array([mine[s] - theirs[s] for s in seeds])
+            text = f"{label} - {base_label}: {delta.mean():+.4f} nats per token"
+            if len(seeds) < 3:
+                text += f" ({len(seeds)} seed{'s' * (len(seeds) > 1)}: too few to tell from noise; try --seed=1,2,3)"
+            else:
+                low, high = delta.mean() - half_interval(delta), delta.mean() + half_interval(delta)
+                verdict = "no difference" if low <= 0 <= high else "lower is better: a difference"
+                text += f", 95% interval {low:+.4f} to {high:+.4f} over {len(seeds)} paired seeds: {verdict}"
+            lines.append(text)
+    return lines
+
+
+def comparable(run, baseline):
+    """Same data, and options that differ at most in what makes a DAT: its heads, symbols and relations."""
+    ours = ("n_ra", "d_ff", "seed", "symbols", "n_symbols", "symbol_heads", "trainable_symbols", "max_distance",
+            "shared_symbols", "n_relations", "rel_proj_dim", "symmetric", "rel_activation", "ra_type", "share_qk",
+            *training.NOT_COMPARED)
+    return run["facts"] == baseline["facts"] and all(
+        value == baseline["options"][name] for name, value in run["options"].items() if name not in ours)
+
+
+def report(folders, out_dir):
+    """Draws out_dir/curves.png, writes out_dir/table.md and prints it, from the logs in `folders`."""
+    groups = group_runs([load_run(Path(folder)) for folder in folders])
+    draw(groups, out_dir / "curves.png")
+    text = table(groups)
+    (out_dir / "table.md").write_text(text + "\n")
+    print(f"\n{text}\n\ncurves: {out_dir / 'curves.png'}   table: {out_dir / 'table.md'}")
+
+
+def main(argv=None):
+    options, = training.parse_options(Options, argv=argv)
+    paths = [Path(part) for part in options.runs.split(",")]
+    if len(paths) == 1 and not (paths[0] / "config.json").exists():
+        folders = sorted(p.parent for p in paths[0].glob("*/config.json") if p.parent.suffix != ".old")
+        if not folders:
+            training.fail(f"no runs in {paths[0]}: train one first, or give --runs=FOLDER")
+        out_dir = paths[0]
+    else:
+        folders, out_dir = paths, paths[0].parent
+    with training.one_line_errors():
+        report(folders, Path(options.out_dir) if options.out_dir else out_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Train a language model: a Dual Attention Transformer, then a standard Transformer of the same shape, side by side.
+
+    python train_lm.py --n_ra=4                    4 sensory + 4 relational heads, then 8 + 0; curves in out/lm/curves.png
+    python train_lm.py --n_ra=4 --seed=1,2,3       three seeds of each: means, bands and the paired difference
+    python train_lm.py --data=shakespeare          another text: shakespeare, or the path of any UTF-8 file
+    python train_lm.py --n_ra=0,2,4,8              a sweep; what was finished before is not run again
+"""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+import compare
+import training
+from data import text
+from model import LanguageModel, TransformerConfig
+
+
+@dataclass
+class Config(TransformerConfig):
+    n_symbols: int = 128                    # symbolic: size of the library; as many as the context is long (App. C.3)
+    # what to read
+    data: str = "torch"                     # torch (its source, built in), shakespeare (1.1 MB), or a UTF-8 file
+    data_dir: str = "data/cache"            # where downloads are kept
+    # how to train
+    batch_size: int = 16                    # sequences in one forward pass
+    grad_accum: int = 1                     # forward passes per step: the step sees batch_size * grad_accum sequences
+    max_steps: int = 1000                   # optimizer steps, and the horizon of the schedule
+    learning_rate: float = 3e-3             # at its peak
+    min_lr: float = 3e-4                    # where the cosine ends
+    schedule: Literal["cosine", "constant"] = "cosine"   # after the warm-up
+    warmup_steps: int = 50                  # linear warm-up
+    weight_decay: float = 0.1               # on tensors of two or more dimensions
+    beta1: float = 0.9                      # AdamW
+    beta2: float = 0.95                     # AdamW
+    grad_clip: float = 1.0                  # largest gradient norm; 0: no clipping
+    # how to look at it
+    eval_every: int = 100                   # steps between validations, each with a checkpoint
+    eval_windows: int = 300                 # validation sequences, always the same, spread evenly over the text
+    log_every: int = 20                     # steps between rows of log.csv
+    sample_bytes: int = 200                 # length of the text that each model writes at the end
+    # how to run it
+    seed: int = 1                           # of weights, data order and dropout; 1,2,3: one run each
+    device: str = "auto"                    # auto: cuda, else mps, else cpu
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"   # of matrix products; auto: bfloat16 on GPUs that have it
+    compile: bool = False                   # torch.compile: faster steps after a slow start
+    out_dir: str = "out/lm"                 # a folder for each run, and the figure of them all
+    resume: bool = False                    # go on with an interrupted run from its last checkpoint
+    baseline: bool = True                   # after a DAT, train the Transformer with as many heads
+    match_params: bool = False              # give the baseline the d_ff that makes parameter counts agree within 1%
+
+
+@torch.no_grad()
+def evaluate(model, windows, device, dtype, batch_size):
+    """Mean loss in nats per token over fixed windows, whatever the batch size."""
+    model.eval()
+    total = 0.0
+    for x, y in zip(*(w.split(batch_size) for w in windows)):
+        with training.autocast(device, dtype):
+            _, loss = model(x.to(device), y.to(device))
+        total += loss.item() * len(x)
+    model.train()
+    return total / len(windows[0])
+
+
+def train(cfg, run, train_tokens, windows):
+    with training.one_line_errors():
+        device, dtype, why = training.choose_device(cfg)
+        torch.manual_seed(cfg.seed)
+        model = LanguageModel(cfg).to(device)
+        optimizer = training.make_optimizer(model, cfg)
+        run.begin(model, optimizer, device)
+    print(f"\n{run.folder}: {cfg.n_sa} sensory + {cfg.n_ra} relational heads, "
+          f"{run.record['n_parameters']:,} parameters; on {why}")
+    forward = torch.compile(model) if cfg.compile else model
+
+    if run.step == 0:
+        run.validated(val_loss=evaluate(model, windows, device, dtype, cfg.batch_size))
+    for step in run.steps():
+        training.reseed(cfg.seed, step)                               # data order and dropout: functions of (seed, step)
+        lr = training.learning_rate(step, cfg)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        mean_loss = 0.0
+        for _ in range(cfg.grad_accum):
+            x, y = text.batch(train_tokens, cfg.batch_size, cfg.max_len)            # (B, T) each
+            with training.autocast(device, dtype):
+                _, loss = forward(x.to(device), y.to(device))
+            (loss / cfg.grad_accum).backward()
+            mean_loss += loss.item() / cfg.grad_accum
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or float("inf"))
+        run.check(mean_loss, norm.item())                             # NaN or infinite: stop before the weights are spoilt
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        run.step_done(mean_loss, lr)
+        if run.validation_due():
+            run.validated(val_loss=evaluate(model, windows, device, dtype, cfg.batch_size))
+
+
+def print_sample(run, prompt="def "):
+    """A few lines from the run's last checkpoint: the same prompt and seed for every run."""
+    checkpoint = training.load_checkpoint(run.folder / "last.pt")
+    model = LanguageModel(run.cfg)
+    model.load_state_dict(checkpoint["model"])
+    torch.manual_seed(0)
+    tokens = model.generate(torch.tensor([list(prompt.encode())]), run.cfg.sample_bytes, temperature=0.8)
+    print(f"\n--- a sample from {run.folder.name} ---\n{bytes(tokens[0].tolist()).decode(errors='replace')}\n---")
+
+
+def count_parameters(cfg):
+    with torch.device("meta"):                                        # shapes only, nothing allocated
+        return sum(p.numel() for p in LanguageModel(cfg).parameters())
+
+
+def main(argv=None):
+    configs = training.parse_options(Config, argv=argv)
+    folders = []
+    for cfg in training.with_baselines(configs, count_parameters):
+        with training.one_line_errors():
+            train_tokens, val_tokens, facts = text.load(cfg.data, cfg.data_dir, cfg.max_len)
+        if not folders:
+            print(text.describe(facts))
+        run = training.Run(cfg, "train_lm.py", facts, cfg.batch_size * cfg.grad_accum * cfg.max_len)
+        if not run.reusable():
+            train(cfg, run, train_tokens, text.fixed_windows(val_tokens, cfg.max_len, cfg.eval_windows))
+            print_sample(run)
+        folders.append(run.folder)
+    compare.report(folders, Path(configs[0].out_dir))
+
+
+if __name__ == "__main__":
+    main()

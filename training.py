@@ -1,0 +1,380 @@
+"""A toolbox for the train scripts: options, device, optimizer, schedule, and the folder in which a run leaves its trace.
+
+It is not a trainer: the loop stands in each script and calls these tools; nothing here calls back.
+Randomness is a function of (seed, step) alone (`reseed`), so a resumed run needs no random state to go on bit for bit.
+"""
+import argparse
+import csv
+import difflib
+import hashlib
+import inspect
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+# ---- options: one dataclass is the command line ----------------------------------------------------------------------
+
+
+def fail(message):
+    """One line for the reader, exit status 2."""
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+@contextmanager
+def one_line_errors():
+    """Around whatever depends on the user's input: its ValueError or OSError becomes one line and exit status 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+def parse_options(Config, presets=None, argv=None):
+    """Command line -> list of Config, one for each combination of the comma lists (--seed=1,2,3 --n_ra=0,4).
+
+    Config is a dataclass; its fields are the options, their comments the help. Order: default < preset < command line.
+    """
+    parser = argparse.ArgumentParser(description=inspect.getdoc(sys.modules[Config.__module__]), allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = fail
+    if presets:
+        parser.add_argument("--preset", choices=presets, help="a named set of options; further options override it")
+    kinds, comments = get_type_hints(Config), option_comments(Config)
+    for f in fields(Config):
+        is_flag = kinds[f.name] is bool
+        parser.add_argument("--" + f.name.rstrip("_"), dest=f.name, default=argparse.SUPPRESS, metavar="",
+                            nargs="?" if is_flag else None, const="True" if is_flag else None,
+                            help=f"{comments.get(f.name, '')} [{f.default}]".replace("%", "%%"))
+    given, unknown = parser.parse_known_args(argv)
+    given = vars(given)
+    for word in unknown:
+        near = difflib.get_close_matches(word.split("=")[0].lstrip("-"), [f.name.rstrip("_") for f in fields(Config)], 1)
+        fail(f"unknown option {word}" + (f": did you mean --{near[0]}?" if near else ": see -h"))
+    preset = presets[given.pop("preset")] if given.get("preset") else given.pop("preset", None) or {}
+    with one_line_errors():
+        given = {name: option_values(name, kinds[name], text) for name, text in given.items()}
+        return [Config(**{**preset, **dict(zip(given, values))}) for values in itertools.product(*given.values())]
+
+
+def option_comments(Config):
+    """{field: the comment behind it}, read from the source of the dataclass and its bases."""
+    lines = [line for cls in reversed(Config.__mro__[:-1]) for line in inspect.getsource(cls).splitlines()]
+    return dict(re.findall(r"^    (\w+):.*?#\s*(.*)$", line)[0] for line in lines if re.match(r"    \w+:.*#", line))
+
+
+def option_values(name, kind, text):
+    """The values that `text` gives to a field of type `kind`: a list, longer than one where commas separate them."""
+    if kind is str:                                                    # a path or name: may contain a comma
+        return [text]
+    kinds = get_args(kind) if get_origin(kind) is not Literal else (str,)          # int | None -> (int, NoneType)
+    kinds = kinds or (kind,)
+
+    def value(word):
+        if type(None) in kinds and word == "None":
+            return None
+        if kinds[0] is bool:
+            if word not in ("True", "False"):
+                raise ValueError(f"--{name}={word}: give True or False")
+            return word == "True"
+        try:
+            return kinds[0](word)
+        except ValueError:
+            article = "an integer" if kinds[0] is int else "a number"
+            raise ValueError(f"--{name}={word}: give {article}, or several separated by commas") from None
+    return [value(word) for word in text.split(",")]
+
+
+def with_baselines(configs, count_parameters):
+    """Each DAT followed by the Transformer with as many heads in all, the same seed and the same data order.
+
+    With match_params the Transformer's d_ff is chosen so that count_parameters(cfg) agrees within 1%.
+    """
+    runs = []
+    for cfg in configs:
+        pair = [cfg]
+        if cfg.n_ra and cfg.baseline:
+            twin = replace(cfg, n_ra=0)
+            pair.append(match_parameters(twin, count_parameters(cfg), count_parameters) if cfg.match_params else twin)
+        runs += [run for run in pair if run not in runs]
+    return runs
+
+
+def match_parameters(cfg, target, count_parameters):
+    """cfg with the d_ff that brings its parameters nearest to `target`: they are linear in d_ff."""
+    one, two = (count_parameters(replace(cfg, d_ff=d_ff)) for d_ff in (1, 2))
+    matched = replace(cfg, d_ff=max(1, round(1 + (target - one) / (two - one))))
+    if abs(count_parameters(matched) / target - 1) > 0.01:
+        raise ValueError(f"no d_ff brings the Transformer within 1% of {target:,} parameters: widen the model")
+    return matched
+
+
+# ---- device, optimizer, schedule ----------------------------------------------------------------------------------------
+
+
+def choose_device(cfg):
+    """-> torch.device, dtype to compute in, and one line that says why. 'auto' takes the best there is."""
+    name = cfg.device if cfg.device != "auto" else \
+        "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from None
+    if cfg.dtype != "auto":
+        return device, getattr(torch, cfg.dtype), f"{device}, {cfg.dtype} as asked for"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return device, torch.bfloat16, f"{device} ({torch.cuda.get_device_name(device)}), bfloat16 since it has it"
+    why = "bfloat16 would be emulated" if device.type == "cuda" else "bfloat16 is rarely faster there"
+    return device, torch.float32, f"{device}, float32: {why}"
+
+
+def autocast(device, dtype):
+    """Matrix products in `dtype`, weights and sums in float32; does nothing for float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def make_optimizer(model, cfg):
+    """AdamW; weight decay on tensors of two or more dimensions, none on biases and norms. Frozen tensors are left out."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in parameters if p.dim() >= 2], "weight_decay": cfg.weight_decay},
+              {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
+    fused = all(p.device.type in ("cuda", "cpu") for p in parameters)
+    return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), fused=fused)
+
+
+def learning_rate(step, cfg):
+    """At step 1 ... max_steps: linear warm-up, then constant, or a cosine that reaches min_lr at max_steps."""
+    if step <= cfg.warmup_steps:
+        return cfg.learning_rate * step / cfg.warmup_steps
+    if cfg.schedule == "constant":
+        return cfg.learning_rate
+    done = (step - cfg.warmup_steps) / max(1, cfg.max_steps - cfg.warmup_steps)
+    return cfg.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (cfg.learning_rate - cfg.min_lr)
+
+
+def reseed(seed, step):
+    """Makes everything random in this step, data order and dropout, a function of (seed, step)."""
+    # hashed, because PyTorch's CPU generator keeps only the low 32 bits of its seed
+    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+
+
+# ---- a run and its folder -----------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent
+CODE = ("attention.py", "relational_attention.py", "symbols.py", "model.py", "training.py")
+NOT_COMPARED = ("device", "out_dir", "data_dir", "resume", "baseline", "match_params")   # same result whatever they are
+
+
+def code_hash(script):
+    return hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in (*CODE, script))).hexdigest()
+
+
+def run_name(cfg):
+    """sa4_ra4_seed1, and behind it every option that is not at its default."""
+    named = ("n_heads", "n_ra", "seed", *NOT_COMPARED)
+    changed = [f"{f.name}={getattr(cfg, f.name)}" for f in fields(cfg)
+               if f.name not in named and getattr(cfg, f.name) != f.default]
+    return re.sub(r"[^\w.=+-]+", "_", "-".join([f"sa{cfg.n_sa}_ra{cfg.n_ra}_seed{cfg.seed}", *changed]))[:200]
+
+
+def write_atomically(path, write):
+    """`write(temporary path)`, then rename: a kill leaves the old file or the new one, never half of one."""
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path):
+    """What Run.save wrote: {"options", "model", ...}. Raises ValueError with one line if it is missing or damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"no checkpoint at {path}") from None
+    except Exception as error:
+        raise ValueError(f"{path} is not a checkpoint of this project: {str(error).splitlines()[0]}") from None
+
+
+def load_weights(model, weights, path):
+    """Raises ValueError, naming the first tensor that does not fit, if the checkpoint is of another shape."""
+    own = model.state_dict()
+    for name in [*own, *weights]:
+        has, needs = (tuple(d[name].shape) if name in d else "absent" for d in (weights, own))
+        if has != needs:
+            raise ValueError(f"{path} is of another shape: {name} is {has} there, {needs} in this model")
+    model.load_state_dict(weights)
+
+
+class Run:
+    """One run's folder {config.json, log.csv, last.pt, best.pt}, with its clock, progress and ways to stop and go on.
+
+    facts: what else defines the run (the data's size and SHA-256), kept in config.json and compared for reuse.
+    tokens_per_step: for the log; metrics: the columns that `validated` fills, the first decides which is best.pt.
+    """
+
+    def __init__(self, cfg, script, facts, tokens_per_step, metrics=("val_loss",)):
+        self.cfg, self.folder = cfg, Path(cfg.out_dir) / run_name(cfg)
+        self.tokens_per_step, self.metrics = tokens_per_step, metrics
+        self.columns = ["step", "tokens", "train_loss", *metrics, "lr", "tokens_per_s", "seconds"]
+        self.record = {"options": asdict(cfg), "facts": facts, "code": code_hash(script),
+                       "command": " ".join(["python", *sys.argv]), "torch": torch.__version__, "finished": False}
+        self.step, self.seconds, self.best, self.losses, self.row_seconds = 0, 0.0, math.inf, [], 0.0
+        self.interrupted = False
+
+    def found(self):
+        """The folder's config.json where it describes this very run (same options and facts), else None."""
+        path = self.folder / "config.json"
+        if not path.exists():
+            return None
+        record = json.loads(path.read_text())
+        same = {k: v for k, v in record["options"].items() if k not in NOT_COMPARED} == \
+            {k: v for k, v in self.record["options"].items() if k not in NOT_COMPARED}
+        return record if same and record["facts"] == self.record["facts"] else None
+
+    def reusable(self):
+        """True, and says so, if this run was finished before with the same options, data and code."""
+        record = self.found()
+        if not (record and record["finished"] and record["code"] == self.record["code"]):
+            return False
+        print(f"{self.folder}: finished before with the same options, data and code: reused")
+        return True
+
+    def begin(self, model, optimizer, device):
+        """Starts the folder, or with --resume goes on where last.pt stands. An old folder is moved to <folder>.old."""
+        self.model, self.optimizer, last = model, optimizer, self.folder / "last.pt"
+        self.record.update(device=str(device), n_parameters=sum(p.numel() for p in model.parameters()))
+        if self.cfg.resume and last.exists():
+            self.restore(last)
+        else:
+            if self.cfg.resume:
+                print(f"{self.folder}: no checkpoint to resume, starting at step 0")
+            if self.folder.exists():
+                old = self.folder.with_name(self.folder.name + ".old")
+                shutil.rmtree(old, ignore_errors=True)
+                self.folder.rename(old)
+            self.folder.mkdir(parents=True)
+            self.write_log([])
+        self.write_record()
+        self.bar = tqdm(total=self.cfg.max_steps, initial=self.step, unit="step", leave=False,
+                        disable=not sys.stderr.isatty())
+
+    def restore(self, path):
+        record, state = self.found(), load_checkpoint(path)
+        if record is None:
+            raise ValueError(f"{self.folder} holds a run with other options or data: start anew without --resume")
+        if record["code"] != self.record["code"]:
+            print(f"{self.folder}: the code has changed since this run began; it will not count as reusable")
+            self.record["code"] = "changed in mid-run"
+        load_weights(self.model, state["model"], path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.best, self.losses, self.row_seconds = (
+            state[k] for k in ("step", "seconds", "best", "losses", "row_seconds"))
+        with open(self.folder / "log.csv", newline="") as f:           # rows behind the checkpoint will come again
+            self.write_log([row for row in csv.DictReader(f) if int(row["step"]) <= self.step])
+        print(f"{self.folder}: resuming behind step {self.step}")
+
+    def write_record(self):
+        text = json.dumps(self.record, indent=2)
+        write_atomically(self.folder / "config.json", lambda path: path.write_text(text))
+
+    def write_log(self, rows):
+        def write(path):
+            with open(path, "w", newline="") as f:
+                writer = csv.DictWriter(f, self.columns)
+                writer.writeheader()
+                writer.writerows(rows)
+        write_atomically(self.folder / "log.csv", write)
+
+    def save(self, name):
+        state = {"options": self.record["options"], "facts": self.record["facts"], "step": self.step,
+                 "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "seconds": self.seconds,
+                 "best": self.best, "losses": self.losses, "row_seconds": self.row_seconds}
+        write_atomically(self.folder / name, lambda path: torch.save(state, path))
+
+    def steps(self):
+        """Yields the steps still to do, up to max_steps. Ctrl-C (or a polite kill) ends behind the step under way."""
+        def stop(signum, frame):
+            self.interrupted = True
+            signal.signal(signum, previous[signum])                    # a second Ctrl-C stops at once
+        previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while self.step < self.cfg.max_steps:
+                self.started = time.perf_counter()
+                yield self.step + 1
+                if self.interrupted:
+                    self.save("last.pt")
+                    self.bar.close()
+                    print(f"\nstopped behind step {self.step} and saved; go on with the same command and --resume")
+                    raise SystemExit(130)
+        finally:
+            self.bar.close()
+            for s, handler in previous.items():
+                signal.signal(s, handler)
+        self.record["finished"] = True
+        self.write_record()
+
+    def check(self, loss, grad_norm):
+        """Ends the script, before the optimizer's step spoils the weights, if the loss or its gradient is not finite."""
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            kept = f"{self.folder / 'last.pt'} is the last good checkpoint" if (self.folder / "last.pt").exists() else \
+                "no checkpoint had been written yet"
+            print(f"step {self.step + 1}: loss {loss}, gradient norm {grad_norm}: stopped; {kept}. "
+                  f"A lower --learning_rate or longer --warmup_steps usually helps", file=sys.stderr)
+            raise SystemExit(1)
+
+    def step_done(self, loss, lr):
+        """Behind each step: stops the clock, so that evaluation does not count; every log_every steps writes a row."""
+        self.step += 1
+        self.seconds += time.perf_counter() - self.started
+        self.losses.append(loss)
+        self.lr = lr
+        self.bar.update()
+        if self.step % self.cfg.log_every == 0 and not self.validation_due():
+            self.log()
+
+    def validation_due(self):
+        return self.step % self.cfg.eval_every == 0 or self.step == self.cfg.max_steps
+
+    def validated(self, **metrics):
+        """Writes a row with the metrics, last.pt, and best.pt if the first metric is the lowest so far."""
+        self.log(**metrics)
+        score = metrics[self.metrics[0]]
+        if score < self.best:
+            self.best = score
+            self.save("best.pt")
+        self.save("last.pt")
+
+    def log(self, **metrics):
+        """One row: the mean training loss since the last one, speed without evaluation, and the metrics if measured."""
+        seconds = self.seconds - self.row_seconds
+        speed = len(self.losses) * self.tokens_per_step / seconds if seconds else 0.0
+        train_loss = sum(self.losses) / len(self.losses) if self.losses else ""
+        row = {"step": self.step, "tokens": self.step * self.tokens_per_step, "train_loss": train_loss, **metrics,
+               "lr": self.lr if self.step else "", "tokens_per_s": round(speed), "seconds": round(self.seconds, 3)}
+        with open(self.folder / "log.csv", "a", newline="") as f:
+            csv.DictWriter(f, self.columns).writerow(row)
+        self.losses, self.row_seconds = [], self.seconds
+        self.report(train_loss, metrics, speed)
+
+    def report(self, train_loss, metrics, speed):
+        """The bar on a terminal shows the latest row; elsewhere each row is a line."""
+        shown = {"train_loss": train_loss, **metrics} if train_loss != "" else metrics
+        text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        self.bar.set_postfix_str(f"{text}  {speed:,.0f} tokens/s")
+        if self.bar.disable or metrics:
+            left = (self.cfg.max_steps - self.step) * self.seconds / self.step if self.step else 0
+            self.bar.write(f"step {self.step:>{len(str(self.cfg.max_steps))}}/{self.cfg.max_steps}  {text}"
+                           + (f"  {speed:,.0f} tokens/s  {left:.0f} s left" if self.step else ""))
