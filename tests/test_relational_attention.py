@@ -1,0 +1,238 @@
+"""Relational attention: three transcriptions of Eq. 3 agree, and it has the properties that the paper claims."""
+import math
+from itertools import product
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attention import attention_weights, rope_table, rotate
+from relational_attention import REL_ACTIVATIONS, RelationalAttention, RelationalCrossAttention
+from symbols import PositionalSymbols, PositionRelativeSymbols, SymbolicAttention
+
+B, T, D = 2, 5, 16
+
+
+def make_symbols(kind):
+    return {"symbolic": lambda: SymbolicAttention(D, 7, 2), "relative": lambda: PositionRelativeSymbols(D, 2),
+            "positional": lambda: PositionalSymbols(D, T)}[kind]().double()
+
+
+def make_mask(kind):
+    if kind == "padding":                                    # the second sequence has three tokens
+        return torch.arange(T)[None] < torch.tensor([T, 3])[:, None]
+    if kind == "any":                                        # any pattern, different for each head; one row sees nobody
+        mask = torch.rand(B, 4, T, T, generator=torch.Generator().manual_seed(1)) < 0.6
+        mask[0, 1, 2] = False
+        return mask
+    return None
+
+
+def eq3_with_loops(m, x, symbols, causal, mask, rope):
+    """Eq. 3 read aloud: every sum a loop over numbers, nothing batched, nothing shared with the implementation."""
+    H, R, p, d_h = m.n_heads, m.n_relations, m.rel_proj_dim, m.W_r.shape[-1]
+    out = torch.zeros(*x.shape[:2], H * d_h, dtype=x.dtype)
+
+    def turned(vector, place):                               # rotary position: feature pairs (c, c + d_h/2)
+        if rope is None:
+            return vector
+        half, turned = d_h // 2, vector.clone()
+        for c in range(half):
+            angle = place * 10000.0 ** (-2 * c / d_h)
+            turned[c] = vector[c] * math.cos(angle) - vector[c + half] * math.sin(angle)
+            turned[c + half] = vector[c + half] * math.cos(angle) + vector[c] * math.sin(angle)
+        return turned
+
+    for b, i, h in product(range(len(x)), range(x.size(1)), range(H)):
+        g = h // (H // m.n_kv_heads)                         # the key/value head that query head h uses
+        q = turned(m.W_q.weight[h * d_h:(h + 1) * d_h] @ x[b, i], i)
+        scores, messages = [], []
+        for j in range(x.size(1)):
+            if causal and j > i or mask is not None and not (
+                    mask[b, j] if mask.dim() == 2 else mask[b, h, i, j]):
+                continue
+            k = turned(m.W_k.weight[g * d_h:(g + 1) * d_h] @ x[b, j], j)
+            scores.append(sum(q * k) / math.sqrt(d_h))
+            message = torch.zeros(d_h, dtype=x.dtype)
+            W_k_rel = m.W_q_rel if m.symmetric else m.W_k_rel
+            for l in range(R):
+                rows = slice(l * p, (l + 1) * p)
+                r = (m.W_q_rel.weight[rows] @ x[b, i]) @ (W_k_rel.weight[rows] @ x[b, j]) / math.sqrt(p)
+                message += r * m.W_r[h, l]
+            if isinstance(symbols, PositionRelativeSymbols):
+                s = symbols.library[max(-symbols.max_distance, min(symbols.max_distance, j - i)) + symbols.max_distance]
+            else:
+                s = symbols[j] if symbols.dim() == 2 else symbols[b, j]
+            messages.append(message + m.W_s.weight[g * d_h:(g + 1) * d_h] @ s)
+        if scores:
+            weights = [math.exp(score) for score in scores]
+            out[b, i, h * d_h:(h + 1) * d_h] = sum(w / sum(weights) * a for w, a in zip(weights, messages))
+    return out @ m.W_o.weight.T
+
+
+def outputs_and_gradients(m, retriever, x, causal, mask, rope, literal):
+    """The output, and its gradient (through a fixed random projection) by x and by every parameter."""
+    x = x.clone().requires_grad_()
+    out = m(x, retriever(x), causal=causal, mask=mask, rope=rope, need_weights=literal)
+    out = out[0] if literal else out
+    weight = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(2))
+    wanted = [x, *m.parameters(), *retriever.parameters()]
+    return [out, *torch.autograd.grad((out * weight).sum(), wanted)]
+
+
+@pytest.mark.parametrize("symbols", ["symbolic", "relative", "positional"])
+@pytest.mark.parametrize("mask_kind", [None, "padding", "any"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_loops_literal_and_fast_form_agree(causal, mask_kind, symbols):
+    mask = make_mask(mask_kind)
+    for n_kv_heads, symmetric, rope, (R, p) in product([None, 2], [False, True], [False, True], [(None, None), (3, 5)]):
+        torch.manual_seed(0)
+        m = RelationalAttention(D, 4, total_heads=4, n_relations=R, rel_proj_dim=p, n_kv_heads=n_kv_heads,
+                                symmetric=symmetric).double()
+        retriever, x = make_symbols(symbols), torch.randn(B, T, D, dtype=torch.float64)
+        rope = rope_table(T, D // 4).double() if rope else None
+        fast, literal = (outputs_and_gradients(m, retriever, x, causal, mask, rope, which) for which in (False, True))
+        for ours, definition in zip(fast, literal):
+            torch.testing.assert_close(ours, definition, rtol=0, atol=1e-10)
+        with torch.no_grad():
+            loops = eq3_with_loops(m, x, retriever(x), causal, mask, rope)
+        torch.testing.assert_close(fast[0], loops, rtol=0, atol=1e-6 if rope is not None else 1e-10)  # float32 rope table
+
+
+def test_a_group_within_a_larger_layer_has_the_layers_head_width():
+    m = RelationalAttention(32, 2, total_heads=8)            # 2 of 8 heads of width 4
+    x = torch.randn(3, 6, 32)
+    assert m(x, x).shape == (3, 6, 8)
+    out, alpha, r = m(x, x, need_weights=True)
+    assert out.shape == (3, 6, 8) and alpha.shape == (3, 2, 6, 6) and r.shape == (3, 2, 6, 6)
+    assert m.n_relations == 2 and m.rel_proj_dim == 4        # the defaults of Appendix B.1: d_r = n_ra, d_proj = d_head
+
+
+def test_symmetric_relations_are_a_symmetric_positive_semidefinite_kernel():
+    m = RelationalAttention(32, 4, n_relations=3, rel_proj_dim=6, symmetric=True).double()
+    x = torch.randn(2, 10, 32, dtype=torch.float64)
+    _, _, r = m(x, x, causal=True, need_weights=True)
+    torch.testing.assert_close(r, r.mT, rtol=0, atol=1e-12)
+    assert torch.linalg.eigvalsh(r).min() > -1e-10
+    m = RelationalAttention(32, 4, n_relations=3, rel_proj_dim=6).double()         # and without the option they are neither
+    _, _, r = m(x, x, need_weights=True)
+    assert (r - r.mT).abs().max() > 0.1
+
+
+def test_weights_sum_to_one_over_those_who_may_be_seen():
+    m, x = RelationalAttention(32, 4), torch.randn(2, 6, 32)
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    _, alpha, _ = m(x, x, causal=True, mask=mask, need_weights=True)
+    torch.testing.assert_close(alpha.sum(-1), torch.ones(2, 4, 6))
+    assert alpha.triu(1).abs().max() == 0 and alpha[1, :, :, 4:].abs().max() == 0
+
+
+@pytest.mark.parametrize("symbols", ["symbolic", "relative", "positional"])
+@pytest.mark.parametrize("literal", [False, True])
+def test_who_may_see_nobody_receives_nothing_and_sends_no_gradient(symbols, literal):
+    m, retriever, x = RelationalAttention(D, 4).double(), make_symbols(symbols), torch.randn(B, T, D, dtype=torch.float64)
+    x.requires_grad_()
+    mask = torch.ones(B, T, dtype=torch.bool)
+    mask[1] = False                                          # the second sequence is all padding
+    out = m(x, retriever(x), mask=mask, need_weights=literal)
+    out = out[0] if literal else out
+    out.sum().backward()
+    assert out[1].abs().max() == 0 and x.grad[1].abs().max() == 0
+    assert out[0].abs().min() > 0 and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("activation", REL_ACTIVATIONS)
+def test_relation_activations_and_their_causality(activation):
+    """An activation acts on r elementwise (softmax: over the senders), and no future token shines through it."""
+    m = RelationalAttention(D, 2, rel_activation=activation).double()
+    x = torch.randn(1, T, D, dtype=torch.float64)
+    plain = RelationalAttention(D, 2).double()
+    plain.load_state_dict(m.state_dict())
+    out, _, r = m(x, x, causal=True, need_weights=True)
+    _, _, r_plain = plain(x, x, causal=True, need_weights=True)
+    if activation == "softmax":
+        torch.testing.assert_close(r.tril().sum(-1), torch.ones(1, 2, T, dtype=torch.float64))
+    else:
+        expected = {"identity": r_plain, "relu": r_plain.clamp(min=0), "sigmoid": 1 / (1 + (-r_plain).exp()),
+                    "tanh": r_plain.tanh(), "silu": r_plain / (1 + (-r_plain).exp()),
+                    "gelu": r_plain * (1 + torch.erf(r_plain / 2 ** 0.5)) / 2}[activation]
+        torch.testing.assert_close(r, expected)
+    torch.testing.assert_close(m(x, x, causal=True), out)    # the fast path gives way to the literal one
+    changed = x.clone()
+    changed[:, 3] += 1
+    torch.testing.assert_close(m(changed, changed, causal=True)[:, :3], out[:, :3], rtol=0, atol=1e-14)
+
+
+def test_rope_turns_attention_by_distance_and_leaves_relations_alone():
+    q, k = torch.randn(1, 1, 1, 8, dtype=torch.float64), torch.randn(1, 1, 1, 8, dtype=torch.float64)
+    rope = rope_table(20, 8).double()
+
+    def score(i, j):                                         # <R_i q, R_j k>, which must depend on i - j alone
+        return (rotate(q, rope[:, [i]]) * rotate(k, rope[:, [j]])).sum()
+    torch.testing.assert_close(score(3, 1), score(12, 10), rtol=0, atol=1e-5)      # the table is float32
+    assert abs(score(3, 1) - score(3, 2)) > 1e-3
+    m, x = RelationalAttention(D, 4), torch.randn(1, T, D)
+    assert torch.equal(m(x, x, need_weights=True)[2], m(x, x, rope=rope_table(T, 4), need_weights=True)[2])
+
+
+def test_attention_dropout_is_for_training_only():
+    m, x = RelationalAttention(D, 4, dropout=0.5), torch.randn(B, T, D)
+    assert not torch.equal(m(x, x), m(x, x))
+    m.eval()
+    assert torch.equal(m(x, x), m(x, x))
+    torch.testing.assert_close(m(x, x), m(x, x, need_weights=True)[0])
+
+
+@pytest.mark.parametrize("symbols", ["symbolic", "relative", "positional"])
+def test_rca_brings_back_symbols_and_nothing_else(symbols):
+    """Appendix D: a_i = sum_j alpha_ij s_j W_s."""
+    m, retriever = RelationalCrossAttention(D, 4, n_kv_heads=2).double(), make_symbols(symbols)
+    x, mask = torch.randn(B, T, D, dtype=torch.float64), make_mask("padding")
+    q = m.W_q(x).unflatten(-1, (4, -1)).transpose(1, 2)
+    k = m.W_k(x).unflatten(-1, (2, -1)).transpose(1, 2)
+    alpha = attention_weights(q, k, causal=True, mask=mask)
+    expected = torch.zeros(B, T, D, dtype=torch.float64)
+    for b, i, h, j in product(range(B), range(T), range(4), range(T)):
+        s = retriever(x)
+        s = s.library[max(-2, min(2, j - i)) + 2] if symbols == "relative" else s[j] if s.dim() == 2 else s[b, j]
+        expected[b, i, h * 4:h * 4 + 4] += alpha[b, h, i, j] * m.W_v(s)[h // 2 * 4:h // 2 * 4 + 4]
+    torch.testing.assert_close(m(x, retriever(x), causal=True, mask=mask), m.W_o(expected), rtol=0, atol=1e-10)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the largest tensor that any operation returns, forward or backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out
+
+
+def test_memory_grows_linearly_with_the_sequence():
+    """At n = 4096 the fast form makes no tensor of n x n numbers, forward or backward."""
+    n = 4096
+    m, x = RelationalAttention(512, 4, total_heads=8), torch.randn(1, n, 512, requires_grad=True)
+    with LargestTensor() as largest:
+        m(x, x, causal=True).sum().backward()
+    assert largest.numel < n * n / 2
+    n = 256                                                  # the same watch does notice the literal form's n x n
+    m, x = RelationalAttention(16, 4), torch.randn(1, n, 16, requires_grad=True)
+    with LargestTensor() as largest:
+        m(x, x, causal=True, need_weights=True)[0].sum().backward()
+    assert largest.numel >= n * n
+
+
+def test_impossible_shapes_are_refused_in_words():
+    for wrong, word in [(dict(n_heads=3), "multiple"), (dict(n_heads=4, n_kv_heads=3), "n_kv_heads"),
+                        (dict(n_heads=4, n_relations=3), "rel_proj_dim"), (dict(n_heads=4, rel_activation="sin"), "choose")]:
+        with pytest.raises(ValueError, match=word):
+            RelationalAttention(16, **wrong)
+    x = torch.randn(2, 5, 16)
+    with pytest.raises(ValueError, match=r"mask\[None, None\]"):
+        RelationalAttention(16, 4)(x, x, mask=torch.ones(5, 5, dtype=torch.bool))
