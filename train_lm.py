@@ -114,9 +114,10 @@ def count_parameters(cfg):
 
 
 def main(argv=None):
-    configs = training.parse_options(Config, argv=argv)
-    folders = []
-    for cfg in training.with_baselines(configs, count_parameters):
+    configs, folders = training.parse_options(Config, argv=argv), []
+    with training.one_line_errors():
+        configs = training.with_baselines(configs, count_parameters)
+    for cfg in configs:
         with training.one_line_errors():
             train_tokens, val_tokens, facts = text.load(cfg.data, cfg.data_dir, cfg.max_len)
         if not folders:

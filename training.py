@@ -1,14 +1,10 @@
-"""A toolbox for the train scripts: options, device, optimizer, schedule, and the folder in which a run leaves its trace.
+"""A toolbox for the train scripts: device, optimizer, schedule, and the folder in which a run leaves its trace.
 
 It is not a trainer: the loop stands in each script and calls these tools; nothing here calls back.
 Randomness is a function of (seed, step) alone (`reseed`), so a resumed run needs no random state to go on bit for bit.
 """
-import argparse
 import csv
-import difflib
 import hashlib
-import inspect
-import itertools
 import json
 import math
 import os
@@ -17,86 +13,16 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-# ---- options: one dataclass is the command line ----------------------------------------------------------------------
+from options import fail, one_line_errors, parse_options             # noqa: F401  (the scripts find them here)
 
-
-def fail(message):
-    """One line for the reader, exit status 2."""
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-@contextmanager
-def one_line_errors():
-    """Around whatever depends on the user's input: its ValueError or OSError becomes one line and exit status 2."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        fail(error)
-
-
-def parse_options(Config, presets=None, argv=None):
-    """Command line -> list of Config, one for each combination of the comma lists (--seed=1,2,3 --n_ra=0,4).
-
-    Config is a dataclass; its fields are the options, their comments the help. Order: default < preset < command line.
-    """
-    parser = argparse.ArgumentParser(description=inspect.getdoc(sys.modules[Config.__module__]), allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = fail
-    if presets:
-        parser.add_argument("--preset", choices=presets, help="a named set of options; further options override it")
-    kinds, comments = get_type_hints(Config), option_comments(Config)
-    for f in fields(Config):
-        is_flag = kinds[f.name] is bool
-        parser.add_argument("--" + f.name.rstrip("_"), dest=f.name, default=argparse.SUPPRESS, metavar="",
-                            nargs="?" if is_flag else None, const="True" if is_flag else None,
-                            help=f"{comments.get(f.name, '')} [{f.default}]".replace("%", "%%"))
-    given, unknown = parser.parse_known_args(argv)
-    given = vars(given)
-    for word in unknown:
-        near = difflib.get_close_matches(word.split("=")[0].lstrip("-"), [f.name.rstrip("_") for f in fields(Config)], 1)
-        fail(f"unknown option {word}" + (f": did you mean --{near[0]}?" if near else ": see -h"))
-    preset = presets[given.pop("preset")] if given.get("preset") else given.pop("preset", None) or {}
-    with one_line_errors():
-        given = {name: option_values(name, kinds[name], text) for name, text in given.items()}
-        return [Config(**{**preset, **dict(zip(given, values))}) for values in itertools.product(*given.values())]
-
-
-def option_comments(Config):
-    """{field: the comment behind it}, read from the source of the dataclass and its bases."""
-    lines = [line for cls in reversed(Config.__mro__[:-1]) for line in inspect.getsource(cls).splitlines()]
-    return dict(re.findall(r"^    (\w+):.*?#\s*(.*)$", line)[0] for line in lines if re.match(r"    \w+:.*#", line))
-
-
-def option_values(name, kind, text):
-    """The values that `text` gives to a field of type `kind`: a list, longer than one where commas separate them."""
-    if kind is str:                                                    # a path or name: may contain a comma
-        return [text]
-    kinds = get_args(kind) if get_origin(kind) is not Literal else (str,)          # int | None -> (int, NoneType)
-    kinds = kinds or (kind,)
-
-    def value(word):
-        if type(None) in kinds and word == "None":
-            return None
-        if kinds[0] is bool:
-            if word not in ("True", "False"):
-                raise ValueError(f"--{name}={word}: give True or False")
-            return word == "True"
-        try:
-            return kinds[0](word)
-        except ValueError:
-            article = "an integer" if kinds[0] is int else "a number"
-            raise ValueError(f"--{name}={word}: give {article}, or several separated by commas") from None
-    return [value(word) for word in text.split(",")]
+# ---- which runs, on what, and how ----------------------------------------------------------------------------------------
 
 
 def with_baselines(configs, count_parameters):
@@ -121,9 +47,6 @@ def match_parameters(cfg, target, count_parameters):
     if abs(count_parameters(matched) / target - 1) > 0.01:
         raise ValueError(f"no d_ff brings the Transformer within 1% of {target:,} parameters: widen the model")
     return matched
-
-
-# ---- device, optimizer, schedule ----------------------------------------------------------------------------------------
 
 
 def choose_device(cfg):
@@ -184,11 +107,12 @@ def code_hash(script):
 
 
 def run_name(cfg):
-    """sa4_ra4_seed1, and behind it every option that is not at its default."""
+    """sa4_ra4_seed1, and behind it every option that is not at its default (of a path, the file's name)."""
     named = ("n_heads", "n_ra", "seed", *NOT_COMPARED)
-    changed = [f"{f.name}={getattr(cfg, f.name)}" for f in fields(cfg)
-               if f.name not in named and getattr(cfg, f.name) != f.default]
-    return re.sub(r"[^\w.=+-]+", "_", "-".join([f"sa{cfg.n_sa}_ra{cfg.n_ra}_seed{cfg.seed}", *changed]))[:200]
+    changed = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name not in named and getattr(cfg, f.name) != f.default}
+    parts = [f"{name}={Path(value).stem if isinstance(value, str) else value}" for name, value in changed.items()]
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join([f"sa{cfg.n_sa}_ra{cfg.n_ra}_seed{cfg.seed}", *parts]))
+    return name if len(name) < 120 else f"{name[:100]}-{hashlib.sha256(repr(changed).encode()).hexdigest()[:8]}"
 
 
 def write_atomically(path, write):

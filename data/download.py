@@ -1,0 +1,292 @@
+"""The one downloader of this repository: it returns a file that is whole and verified, or says in a line why not.
+
+    path = download(url, "data/cache/cifar.tar.gz", size=170_052_171, sha256="c4a38c50...")
+    folder = extract(path, "data/cache/cifar")
+
+Hosts of datasets are slow, cut connections and answer 503 with an HTML page; readers press Ctrl-C; eight processes of
+one job want the same file. So bytes gather in `<path>.part`, where every further attempt, or run, goes on, and a file
+gets its real name only when it is whole: whatever has its real name can be trusted.
+"""
+import errno
+import gzip
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tarfile
+import time
+import zlib
+from contextlib import contextmanager
+from email.utils import formatdate
+from pathlib import Path
+
+import requests
+from tqdm import tqdm
+from urllib3.exceptions import HTTPError       # what a response of requests raises when it is read raw
+
+try:
+    import fcntl
+except ImportError:                            # Windows
+    fcntl = None
+    import msvcrt
+
+CHUNK = 1 << 16                                # bytes read at a time: the most that a broken connection can lose
+
+
+class DownloadError(OSError):
+    """One line for the reader: which file, from where, what went wrong, and the way round."""
+
+
+class _Refused(Exception):
+    """Asking again would not help."""
+
+
+class _TryAgain(Exception):
+    """Asking again may help."""
+
+
+def download(url, path, *, size=None, sha256=None, check=None, retries=5, backoff=1.0, timeout=30.0) -> Path:
+    """Fetches `url` to `path` and returns `path`. A file that is there already is not asked for again.
+
+    size      length of the whole file in bytes, if known
+    sha256    its checksum in hex, if published
+    check     for a file without one: called with the path of the finished .part, raises ValueError if that is wrong
+    retries   how often to ask again when an attempt brought nothing new; the n-th time after backoff * 2^(n-1) seconds
+    timeout   seconds of silence after which a connection counts as dead
+
+    Raises DownloadError. What has arrived stays in `<path>.part` for the next run, unless it proved wrong.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    with _explained(f"could not download {path} from {url}", path.parent, f"fetch it by hand and put it at {path}"):
+        if path.exists():
+            return path
+        with _locked(path.parent):
+            if path.exists():                  # fetched by the process we waited for
+                return path
+            if not sys.stderr.isatty():        # on a terminal the bar says it
+                _say(f"downloading {path} from {url}")
+            provable = not (size is None and sha256 is None and check is None)
+            _fetch(url, part, size=size, provable=provable, retries=retries, backoff=backoff, timeout=timeout)
+            _verify(part, size, sha256, check)
+            os.replace(part, path)
+    return path
+
+
+def _fetch(url, part, *, size, provable, retries, backoff, timeout):
+    """Attempt after attempt until `part` is whole."""
+    farthest, failures = _length(part), 0
+    while True:
+        try:
+            return _attempt(url, part, size=size, provable=provable, timeout=timeout)
+        except _TryAgain as fault:
+            # New ground starts the count afresh. It must be new: a server that sends everything from the start each
+            # time, and cuts it at the same place each time, would keep us here for ever.
+            failures = 1 if _length(part) > farthest else failures + 1
+            farthest = max(farthest, _length(part))
+            if failures > retries:
+                raise _Refused(f"{fault} (attempts in vain: {failures})") from None
+            pause = backoff * 2 ** (failures - 1)
+            _say(f"{part.stem}: {fault}; trying again in {pause:g} s")
+            time.sleep(pause)
+
+
+def _attempt(url, part, *, size, provable, timeout):
+    """One request, for what `part` still lacks. Returns if `part` is whole then; else raises _TryAgain or _Refused."""
+    have = _length(part)
+    if have and have == size:
+        return
+    headers = {"Accept-Encoding": "identity"}  # lengths and ranges of a compressed answer count other bytes
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        # a file that changed since our bytes came must not become their second half: 412 then
+        headers["If-Unmodified-Since"] = formatdate(part.stat().st_mtime, usegmt=True)
+    try:
+        response = requests.get(url, headers=headers, stream=True, timeout=timeout)
+    except (requests.ConnectionError, requests.Timeout) as fault:
+        raise _TryAgain(f"no answer ({fault})") from None
+    except requests.RequestException as fault:
+        raise _Refused(fault) from None
+    with response:
+        status, content_range = response.status_code, response.headers.get("Content-Range", "")
+        if have and status == 416 and content_range == f"bytes */{have}":
+            return                             # nothing lies beyond our bytes
+        if have and status in (412, 416):
+            part.unlink()
+            raise _TryAgain("the .part was not of this file, and was removed")
+        start, total = _promise(response, have)
+        if None not in (size, total) and size != total:
+            raise _Refused(f"the server's file has {total:,} bytes, not {size:,}")
+        if not provable and (total is None or "Content-Encoding" in response.headers):
+            raise _Refused("the server does not tell the file's length, and without size, sha256 or check nobody "
+                           "would notice a cut")
+        _receive(response, part, start=start, total=size if total is None else total)
+
+
+def _promise(response, have):
+    """What an answer announces: its first byte's place in the file, and the file's length (None: it does not say)."""
+    status = response.status_code
+    if status == 429 or status >= 500:
+        raise _TryAgain(f"the server answered {status} {response.reason}")
+    if status not in (200, 206):
+        raise _Refused(f"the server answered {status} {response.reason}")
+    if response.headers.get("Content-Type", "").lower().startswith("text/html"):
+        raise _Refused("the server sent an HTML page instead")
+    if status == 200:                          # everything from the start, even if we asked for the tail only
+        length = response.headers.get("Content-Length", "")
+        return 0, int(length) if length.isdigit() else None
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    if not found or int(found[1]) != have:
+        raise _TryAgain("the server sent another range than it was asked for")
+    return have, None if found[2] == "*" else int(found[2])
+
+
+def _receive(response, part, *, start, total):
+    """The body goes into `part` from byte `start` on; total: length of the whole file, None if nobody knows."""
+    blocks = _blocks(response)
+    block = next(blocks, b"")
+    # Looked at before `part` is opened for writing: a log-in page must not wipe out a good .part.
+    if start == 0 and re.match(rb"\s*<(!doctype\s+html|html|head)\b", block, re.IGNORECASE):
+        raise _Refused("the server sent an HTML page instead")
+    got = start
+    bar = tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None)
+    with bar, open(part, "ab" if start else "wb") as file:
+        while block:
+            file.write(block)
+            got += len(block)
+            bar.update(len(block))
+            block = next(blocks, b"")
+    if total is not None and got != total:
+        raise _TryAgain(f"{got:,} of {total:,} bytes came")
+
+
+def _blocks(response):
+    """The body as it is on the wire; response.iter_content() would decompress it behind our back."""
+    try:
+        while block := response.raw.read(CHUNK, decode_content=False):
+            yield block
+    except HTTPError as fault:
+        raise _TryAgain(fault.args[0]) from None  # "Connection broken: IncompleteRead(...)", "Read timed out."
+
+
+def _verify(part, size, sha256, check):
+    """Removes `part` and raises _Refused unless it is what was promised."""
+    try:
+        if size is not None and _length(part) != size:
+            raise ValueError(f"it has {_length(part):,} bytes, not {size:,}")
+        if sha256 is not None:
+            digest = hashlib.sha256()
+            with open(part, "rb") as file:
+                while block := file.read(CHUNK):
+                    digest.update(block)
+            if digest.hexdigest() != sha256.lower():
+                raise ValueError(f"its SHA-256 is {digest.hexdigest()}, not {sha256}")
+        if check is not None:
+            check(part)
+    except ValueError as fault:
+        part.unlink()
+        raise _Refused(f"what came is not the right file, and was removed: {fault}") from None
+
+
+def extract(archive, folder, *, wanted=None) -> Path:
+    """Unpacks a tar archive into the new `folder` and returns it. A folder that is there already is taken as it is.
+
+    wanted    names of the members to unpack, all of which must be there; None unpacks everything
+
+    Raises DownloadError and leaves nothing behind if the archive is cut or damaged, or a member is absolute, leads
+    out of the folder, or is anything but a file or a folder.
+    """
+    archive, folder = Path(archive), Path(folder)
+    part = folder.with_name(folder.name + ".part")
+    with _explained(f"could not unpack {archive} into {folder}", folder.parent,
+                    f"delete {archive} to have it fetched again"):
+        if folder.exists():
+            return folder
+        with _locked(folder.parent):
+            if folder.exists():                # unpacked by the process we waited for
+                return folder
+            _say(f"unpacking {archive} into {folder}")
+            shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+            try:
+                _unpack(archive, part, wanted)
+                os.replace(part, folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _unpack(archive, folder, wanted):
+    if not hasattr(tarfile, "data_filter"):
+        raise _Refused(f"Python {sys.version.split()[0]} cannot unpack safely; 3.10.12, 3.11.4 and 3.12 can")
+    folder.mkdir()
+    missing = set(wanted or ())
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if wanted is not None and member.name not in missing:
+                continue
+            missing.discard(member.name)
+            # The filter refuses paths that lead outside. Two things we refuse ourselves: /etc/x, which it would turn
+            # into etc/x, and links, which no dataset here needs and which all the holes found in it went through.
+            if member.name.startswith(("/", "\\")) or not (member.isfile() or member.isdir()):
+                raise _Refused(f"its member {member.name!r} is absolute, or neither a file nor a folder")
+            tar.extract(member, folder, filter="data")
+        # An archive ends in two blocks of zeros. tarfile stops at the first, but at a cut or damaged header too, in
+        # silence: so the second must be there. Reading on to the end makes gzip compare its checksum.
+        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise _Refused("the archive is cut or damaged")
+        while tar.fileobj.read(CHUNK):
+            pass
+    if missing:
+        raise _Refused(f"it has no member {', '.join(sorted(missing))}")
+
+
+@contextmanager
+def _explained(what, folder, way_round):
+    """Turns whatever goes wrong inside into one DownloadError of one line."""
+    try:
+        yield
+        return
+    except _Refused as fault:
+        why = fault
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as fault:
+        why = f"the archive is cut, damaged or unsafe ({fault})"
+    except OSError as fault:
+        why = f"cannot read or write in {folder} ({fault})"
+        if fault.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            there = next(place for place in (folder, *folder.parents) if place.exists())
+            free = shutil.disk_usage(there).free
+            why = f"the disk, or your share of it, is full ({free / 1e6:,.0f} MB free in {there})"
+    why = " ".join(str(why).split())
+    raise DownloadError(f"{what}: {why}; {way_round}, or choose another folder with --data_dir") from None
+
+
+@contextmanager
+def _locked(folder):
+    """One process at a time in `folder`. The operating system keeps the lock, and drops it when the process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as file:  # never deleted: those who wait for it would wait for nothing
+        if not _try_lock(file):
+            _say(f"waiting for another process that is at work in {folder}")
+            while not _try_lock(file):
+                time.sleep(0.2)
+        yield
+
+
+def _try_lock(file):
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        return True
+    except (BlockingIOError, PermissionError):  # taken, in the words of POSIX and of Windows
+        return False
+
+
+def _length(file):
+    return file.stat().st_size if file.exists() else 0
+
+
+def _say(words):
+    print(words, file=sys.stderr, flush=True)

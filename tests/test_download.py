@@ -1,0 +1,451 @@
+"""The downloader against a server that misbehaves on purpose: whatever happens, a wrong file never gets a real name."""
+import errno
+import hashlib
+import io
+import itertools
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from email.utils import formatdate, parsedate_to_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import data.download as module
+from data.download import DownloadError, download, extract
+
+BODY = random.Random(0).randbytes(300_000)
+SHA = hashlib.sha256(BODY).hexdigest()
+HTML = b"\n<!DOCTYPE html><html><body>Please come back later.</body></html>"
+QUICK = dict(backoff=0.01, timeout=5)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers as well as it can, but for the fault whose turn it is: server.faults has one word per request."""
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        server, body = self.server, self.server.body
+        fault = next(server.faults, "")
+        asked = {"range": self.headers["Range"], "encoding": self.headers["Accept-Encoding"], "sent": 0}
+        server.requests.append(asked)
+        if len(server.requests) > 20:          # so that going round for ever fails and does not hang
+            fault = "404"
+        since = self.headers["If-Unmodified-Since"]
+        if since and parsedate_to_datetime(since).timestamp() < server.modified:
+            return self.head(412, {"Content-Length": "0"})
+        if fault.isdigit():
+            self.head(int(fault), {"Content-Type": "text/html", "Content-Length": str(len(HTML))})
+            self.wfile.write(HTML)
+            return
+        if fault.startswith("html by"):        # an HTML page that only one of the two signs gives away
+            kind, page = ("text/html; charset=utf-8", b"Busy") if "type" in fault else ("application/x-gzip", HTML)
+            self.head(200, {"Content-Type": kind, "Content-Length": str(len(page))})
+            self.wfile.write(page)
+            return
+        if fault == "silence":
+            server.gate.wait(10)
+            return
+
+        start, status, headers = 0, 200, {}
+        if asked["range"] and "no range" not in fault:
+            start = int(asked["range"].removeprefix("bytes=").removesuffix("-"))
+            if start >= len(body):
+                return self.head(416, {"Content-Range": f"bytes */{len(body)}", "Content-Length": "0"})
+            status, headers = 206, {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
+        if "wrong range" in fault:
+            start = 0
+            headers["Content-Range"] = f"bytes 0-{len(body) - 1}/{len(body)}"
+        if "no length" not in fault:
+            headers["Content-Length"] = str(len(body) - start)
+        if "encoded" in fault:
+            headers["Content-Encoding"] = "gzip"
+        self.head(status, headers)
+        stop = min(start + 100_000, len(body)) if "cut" in fault or "hold" in fault else len(body)
+        self.send(body[start:stop], asked)
+        if "hold" in fault:                    # the other half comes when the test opens the gate
+            server.gate.wait(10)
+            self.send(body[stop:], asked)
+
+    def head(self, status, headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def send(self, piece, asked):
+        asked["sent"] += len(piece)            # before the client can be done and the test can look
+        try:
+            self.wfile.write(piece)
+            self.wfile.flush()
+        except OSError:                        # a killed client
+            pass
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.body, server.faults, server.requests = BODY, iter(()), []
+    server.gate, server.modified = threading.Event(), 0.0
+    server.url = f"http://127.0.0.1:{server.server_port}/file.bin"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield server
+    server.gate.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "files" / "file.bin"     # the folder is not there yet
+
+
+def part_of(path):
+    return path.with_name(path.name + ".part")
+
+
+def refused(url, path, **options):
+    """Downloads, expects a DownloadError of one line that says all it must, and no final file; returns the line."""
+    with pytest.raises(DownloadError) as error:
+        download(url, path, **(QUICK | options))
+    line = str(error.value)
+    assert "\n" not in line and url in line and str(path) in line and "by hand" in line and "--data_dir" in line
+    assert not path.exists()
+    return line
+
+
+def test_plain_download_and_no_second_request(server, path, capsys):
+    assert download(server.url, path, size=len(BODY), sha256=SHA.upper(), **QUICK) == path
+    assert path.read_bytes() == BODY and not part_of(path).exists()
+    assert [asked["encoding"] for asked in server.requests] == ["identity"]
+    assert capsys.readouterr().err == f"downloading {path} from {server.url}\n"  # no bar where nobody watches
+    path.write_bytes(b"put here by hand")
+    (path.parent / ".lock").unlink()
+    assert download(server.url, path, sha256=SHA) == path
+    assert path.read_bytes() == b"put here by hand" and len(server.requests) == 1
+    assert list(path.parent.iterdir()) == [path]  # nothing written: it works in a folder that is read-only
+
+
+def test_cut_is_resumed_by_range(server, path):
+    server.faults = iter(["cut"])
+    download(server.url, path, **QUICK)
+    first, second = server.requests
+    assert path.read_bytes() == BODY
+    assert first["range"] is None and second["range"] == "bytes=100000-" and second["sent"] == 200_000
+
+
+def test_progress_resets_the_count_of_failures(server, path):
+    server.faults = iter(["cut", "503", "cut", "503"])
+    download(server.url, path, retries=2, **QUICK)
+    assert path.read_bytes() == BODY and len(server.requests) == 5
+
+
+@pytest.mark.parametrize("faults", [["cut no range"], ["cut", "412"]])
+def test_a_server_that_never_gets_further_ends(server, path, faults):
+    server.faults = itertools.cycle(faults)
+    assert "in vain: 3" in refused(server.url, path, retries=2)
+    assert len(server.requests) == 3           # the first attempt and two retries in vain
+
+
+def test_no_range_support_starts_again(server, path):
+    server.faults = iter(["cut", "no range"])
+    download(server.url, path, **QUICK)
+    assert path.read_bytes() == BODY and server.requests[1]["range"] == "bytes=100000-"
+
+
+def test_wrong_range_is_never_appended(server, path):
+    server.faults = iter(["cut", "wrong range"])
+    download(server.url, path, **QUICK)
+    assert path.read_bytes() == BODY and len(server.requests) == 3
+
+
+def test_cut_without_length_is_resumed_if_the_size_is_known(server, path):
+    server.faults = iter(["cut no length"])
+    download(server.url, path, size=len(BODY), **QUICK)
+    assert path.read_bytes() == BODY and server.requests[1]["range"] == "bytes=100000-"
+
+
+def test_without_length_only_what_can_be_proved(server, path):
+    server.faults = itertools.repeat("no length")
+    assert "length" in refused(server.url, path)
+    server.faults = iter(["cut no length"])
+    assert "SHA-256" in refused(server.url, path, sha256=SHA)
+    server.faults = iter(["no length"])
+    download(server.url, path, sha256=SHA, **QUICK)
+    assert path.read_bytes() == BODY
+
+
+def test_compressed_answer_is_not_mistaken_for_the_file(server, path):
+    server.faults = itertools.repeat("encoded")
+    refused(server.url, path)
+    download(server.url, path, sha256=SHA, **QUICK)  # a .gz that the server calls "encoded": the raw bytes are right
+    assert path.read_bytes() == BODY
+
+
+def test_wrong_checksum(server, path):
+    assert SHA in refused(server.url, path, sha256="0" * 64)
+    assert not part_of(path).exists() and len(server.requests) == 1
+
+
+def test_check_of_the_files_own_structure(server, path):
+    def check(part):
+        assert part == part_of(path) and part.read_bytes() == BODY
+        raise ValueError("it lacks\nthe label file")
+
+    assert "it lacks the label file" in refused(server.url, path, check=check)
+    assert not part_of(path).exists()
+    download(server.url, path, check=lambda part: None, **QUICK)
+    assert path.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("status", ["503", "500", "429"])
+def test_busy_then_fine(server, path, status):
+    server.faults = iter([status, "cut", status])
+    download(server.url, path, sha256=SHA, **QUICK)
+    assert path.read_bytes() == BODY and len(server.requests) == 4
+
+
+def test_503_for_ever(server, path):
+    server.faults = itertools.repeat("503")
+    assert "503 Service Unavailable" in refused(server.url, path, retries=3)
+    assert len(server.requests) == 4 and not part_of(path).exists()
+
+
+@pytest.mark.parametrize("status", ["404", "403", "410", "416"])
+def test_4xx_is_final(server, path, status):
+    server.faults = itertools.repeat(status)
+    assert f"answered {status}" in refused(server.url, path)
+    assert len(server.requests) == 1 and not part_of(path).exists()
+
+
+@pytest.mark.parametrize("fault", ["html by type", "html by content"])
+def test_html_is_refused_and_leaves_a_good_part_alone(server, path, fault):
+    server.faults = itertools.repeat(fault)
+    assert "HTML" in refused(server.url, path, check=lambda part: None)
+    assert not part_of(path).exists()
+    part_of(path).write_bytes(BODY[:1000])
+    assert "HTML" in refused(server.url, path)
+    assert part_of(path).read_bytes() == BODY[:1000]
+
+
+@pytest.mark.parametrize("length", [299_999, 300_001])
+def test_file_of_another_length(server, path, length):
+    server.body = random.Random(1).randbytes(length)
+    assert f"the server's file has {length:,}" in refused(server.url, path, size=len(BODY))
+    assert not part_of(path).exists()          # seen before anything was written
+    server.faults = itertools.repeat("no length")
+    assert f"{length:,}" in refused(server.url, path, size=len(BODY), retries=2)
+
+
+def test_silence_is_a_timeout(server, path):
+    server.faults = iter(["silence", "hold"])  # no answer at all, then no second half
+    download(server.url, path, backoff=0.01, timeout=0.3)
+    assert path.read_bytes() == BODY and len(server.requests) == 3
+    assert server.requests[2]["range"] is not None
+
+
+def test_nobody_listens(path):
+    assert "no answer" in refused("http://127.0.0.1:9/file.bin", path, retries=1)
+
+
+@pytest.mark.parametrize("extra", [b"", b"too long"])
+def test_part_that_is_already_whole_or_too_long(server, path, extra):
+    path.parent.mkdir()
+    part_of(path).write_bytes(BODY + extra)
+    download(server.url, path, **QUICK)
+    assert path.read_bytes() == BODY
+    assert server.requests[0]["range"] == f"bytes={len(BODY + extra)}-"
+    assert sum(asked["sent"] for asked in server.requests) == (len(BODY) if extra else 0)
+
+
+def test_whole_part_of_known_size_needs_no_server_but_must_be_right(path):
+    path.parent.mkdir()
+    part_of(path).write_bytes(BODY[:-1] + b"?")
+    assert "SHA-256" in refused("http://127.0.0.1:9/file.bin", path, size=len(BODY), sha256=SHA)
+    part_of(path).write_bytes(BODY)
+    download("http://127.0.0.1:9/file.bin", path, size=len(BODY), sha256=SHA)
+    assert path.read_bytes() == BODY
+
+
+def test_part_of_an_older_version_is_not_continued(server, path):
+    path.parent.mkdir()
+    part_of(path).write_bytes(b"old" * 1000)
+    os.utime(part_of(path), (1e9, 1e9))
+    server.modified = 1.5e9
+    download(server.url, path, **QUICK)
+    assert path.read_bytes() == BODY and len(server.requests) == 2
+
+
+def test_disk_full_keeps_the_part(server, path, monkeypatch):
+    class FullDisk(io.FileIO):
+        def write(self, block):
+            if self.tell() + len(block) > 150_000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "open", lambda file, mode: FullDisk(file, mode) if "b" in mode else open(file, mode),
+                      raising=False)
+        line = refused(server.url, path)
+    assert "full" in line and "MB free" in line and len(server.requests) == 1
+    kept = part_of(path).stat().st_size
+    assert 0 < kept <= 150_000
+    download(server.url, path, **QUICK)
+    assert path.read_bytes() == BODY and server.requests[1]["range"] == f"bytes={kept}-"
+
+
+def test_folder_that_cannot_be_written_to(server, tmp_path):
+    (tmp_path / "files").write_text("a file where the folder should be")
+    assert str(tmp_path / "files") in refused(server.url, tmp_path / "files" / "file.bin")
+    assert not server.requests
+
+
+# Two processes, and death of one
+
+def start_process(url, path):
+    command = f"from data.download import download; download({url!r}, {str(path)!r}, backoff=0.01)"
+    return subprocess.Popen([sys.executable, "-c", command], cwd=Path(module.__file__).parents[1],
+                            stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_two_processes_fetch_once(server, path):
+    server.faults = iter(["hold"])
+    first = start_process(server.url, path)
+    wait_until(lambda: server.requests)        # the first one is at it, and the server holds the second half back
+    second = start_process(server.url, path)
+    said = second.stderr.readline()
+    server.gate.set()
+    assert first.wait(20) == 0 and second.wait(20) == 0, second.stderr.read()
+    assert "waiting for another process" in said
+    assert path.read_bytes() == BODY and [asked["sent"] for asked in server.requests] == [len(BODY)]
+
+
+def test_kill_then_resume(server, path):
+    server.faults = iter(["hold"])
+    process = start_process(server.url, path)
+    wait_until(lambda: part_of(path).exists() and part_of(path).stat().st_size > 50_000)
+    process.kill()                             # SIGKILL: no chance to clean up
+    process.wait(20)
+    assert not path.exists()
+    process = start_process(server.url, path)  # another process, so that a lock left behind fails and does not hang
+    process.communicate(timeout=20)
+    assert process.returncode == 0 and path.read_bytes() == BODY
+    assert int(server.requests[1]["range"][6:-1]) > 50_000
+    assert server.requests[1]["sent"] < 250_000
+
+
+# Archives
+
+def make_tar(path, members, mode="w:gz"):
+    """members: name -> bytes (a file), or a dict of its type and linkname (anything else)."""
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, dict):
+                info.type, info.linkname = content["type"], content.get("linkname", "")
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+GOOD = {"set/a.txt": b"first" * 1000, "set/deep/b.bin": BODY, "set/empty": b""}
+
+
+def unpacking_refused(archive, folder, **options):
+    """Unpacks, expects one line that names all, and nothing left but what was there before; returns the line."""
+    before = set(folder.parent.rglob("*")) | {folder.parent / ".lock"}
+    with pytest.raises(DownloadError) as error:
+        extract(archive, folder, **options)
+    line = str(error.value)
+    assert "\n" not in line and str(archive) in line and str(folder) in line and "--data_dir" in line
+    assert set(folder.parent.rglob("*")) <= before
+    return line
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w"])
+def test_good_archive(tmp_path, mode):
+    archive = make_tar(tmp_path / "set.tar", GOOD, mode)
+    leftover = tmp_path / "out.part" / "half"  # of a killed process
+    leftover.mkdir(parents=True)
+    assert extract(archive, tmp_path / "out") == tmp_path / "out"
+    unpacked = {file.relative_to(tmp_path / "out").as_posix(): file.read_bytes()
+                for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert unpacked == GOOD and not (tmp_path / "out.part").exists() and not (tmp_path / "out" / "half").exists()
+    archive.unlink()
+    (tmp_path / ".lock").unlink()
+    assert extract(archive, tmp_path / "out") == tmp_path / "out"  # there already: no archive needed, nothing written
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_only_the_wanted_members(tmp_path):
+    archive = make_tar(tmp_path / "set.tar.gz", GOOD)
+    extract(archive, tmp_path / "out", wanted=["set/a.txt"])
+    assert [file.name for file in (tmp_path / "out").rglob("*") if file.is_file()] == ["a.txt"]
+    assert "set/c.txt" in unpacking_refused(archive, tmp_path / "other", wanted=["set/a.txt", "set/c.txt"])
+
+
+WICKED = {
+    "traversal": {"../outside.txt": b"gotcha"},
+    "deep traversal": {"set/../../outside.txt": b"gotcha"},
+    "absolute": {"ABSOLUTE": b"gotcha"},
+    "symlink outside": {"set/link": {"type": tarfile.SYMTYPE, "linkname": "../../outside"},
+                        "set/link/outside.txt": b"gotcha"},
+    "absolute symlink": {"set/link": {"type": tarfile.SYMTYPE, "linkname": "/etc"}},
+    "hard link outside": {"set/link": {"type": tarfile.LNKTYPE, "linkname": "../secret.txt"}},
+    "any link": {"set/link": {"type": tarfile.SYMTYPE, "linkname": "a.txt"}},
+    "device": {"set/pipe": {"type": tarfile.FIFOTYPE}},
+}
+
+
+@pytest.mark.parametrize("name", WICKED)
+def test_wicked_member(tmp_path, name):
+    absolute = str(tmp_path / "outside.txt")
+    members = {"set/a.txt": b"fine"} | {key.replace("ABSOLUTE", absolute): v for key, v in WICKED[name].items()}
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "secret.txt").write_text("not yours")
+    archive = make_tar(tmp_path / "wicked.tar.gz", members)
+    unpacking_refused(archive, tmp_path / "out")
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+@pytest.mark.parametrize("mode, keep", [("w:gz", 0.0), ("w:gz", 0.01), ("w:gz", 0.5), ("w:gz", "checksum"),
+                                        ("w", 0.0), ("w", 0.01), ("w", 0.5), ("w", "header")])
+def test_truncated_archive(tmp_path, mode, keep):
+    archive = make_tar(tmp_path / "set.tar", GOOD, mode)
+    whole = archive.read_bytes()
+    cuts = {"checksum": len(whole) - 4,        # only the last bytes of gzip's trailer are missing
+            "header": 11 * tarfile.BLOCKSIZE}  # behind a.txt's header and its ten blocks: a clean cut
+    archive.write_bytes(whole[:cuts[keep] if keep in cuts else int(keep * len(whole))])
+    unpacking_refused(archive, tmp_path / "out")
+
+
+def test_damaged_archive(tmp_path):
+    archive = make_tar(tmp_path / "set.tar", GOOD, "w")
+    damaged = bytearray(archive.read_bytes())
+    damaged[11 * tarfile.BLOCKSIZE] ^= 1       # the second header: tarfile itself would stop there and say nothing
+    archive.write_bytes(damaged)
+    assert "damaged" in unpacking_refused(archive, tmp_path / "out")
+
+
+def test_python_without_the_filter(tmp_path, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter")
+    archive = make_tar(tmp_path / "set.tar.gz", GOOD)
+    assert "Python" in unpacking_refused(archive, tmp_path / "out")

@@ -1,0 +1,160 @@
+"""The text corpora, and the scripts that stand around training: wrong input, figures and tables, samples."""
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import compare
+import sample
+import train_lm
+from data import text
+from tests.test_training import LONG, only_run, tiny                  # noqa: F401  (tiny is a fixture)
+
+
+# ---- text ----
+
+
+def test_the_built_in_corpus_is_whole_ordered_and_split_by_file():
+    train, val, facts = text.load("torch", "unused", 128)
+    assert len(train) + len(val) == facts["bytes"] and b"\r\n" not in bytes(train.numpy())
+    root = Path(torch.__file__).parent
+    names = sorted(p.relative_to(root).as_posix() for part in ("nn", "optim", "distributions")
+                   for p in (root / part).rglob("*.py"))
+    tenth = (root / names[9]).read_bytes().replace(b"\r\n", b"\n")
+    assert bytes(val.numpy()).startswith(tenth) and tenth not in bytes(train.numpy())
+    if torch.__version__.startswith("2.13.0"):
+        assert (facts["sha256"], facts["bytes"], len(names)) == (text.REFERENCE, 2_762_907, 206)
+        assert "not compare" not in text.describe(facts).replace("do not compare", "not compare")
+    assert "do not compare" in text.describe({**facts, "sha256": "0" * 64})
+
+
+def test_a_file_is_split_at_nine_tenths(tmp_path):
+    (tmp_path / "a.txt").write_text("0123456789" * 100, encoding="utf-8")
+    train, val, facts = text.load(str(tmp_path / "a.txt"), "unused", 16)
+    assert (len(train), len(val), facts["bytes"]) == (900, 100, 1000)
+
+
+def test_windows_hold_consecutive_bytes_and_targets_are_the_next_ones():
+    tokens = torch.arange(100, dtype=torch.uint8)
+    for x, y in (text.batch(tokens, 50, 10), text.fixed_windows(tokens, 10, 1000), text.fixed_windows(tokens, 10, 4)):
+        assert torch.equal(y, x + 1) and torch.equal(x, x[:, :1] + torch.arange(10))
+    torch.manual_seed(0)
+    starts = {x for _ in range(100) for x in text.batch(tokens, 50, 10)[0][:, 0].tolist()}
+    assert starts == set(range(90))                                    # every window that has a next byte, no other
+    assert text.fixed_windows(tokens, 10, 1000)[0][:, 0].tolist() == list(range(0, 90, 10))
+    assert text.fixed_windows(tokens, 10, 3)[0][:, 0].tolist() == [0, 40, 80]
+
+
+# ---- wrong input ----
+
+
+def stopped_by(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_lm.main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "Traceback" not in error
+    return error
+
+
+def test_wrong_input_is_one_clear_line(tmp_path, capsys):
+    latin, short = tmp_path / "latin.txt", tmp_path / "short.txt"
+    latin.write_bytes("déjà vu ".encode("latin-1") * 500)
+    short.write_text("too short")
+    assert "n_ra=9" in stopped_by(["--n_ra=9"], capsys)
+    assert "d_model=100" in stopped_by(["--d_model=100"], capsys)
+    assert "no file nowhere.txt" in stopped_by(["--data=nowhere.txt"], capsys)
+    assert "not UTF-8" in stopped_by([f"--data={latin}"], capsys)
+    assert "less than one context" in stopped_by([f"--data={short}"], capsys)
+    assert "did you mean --n_ra?" in stopped_by(["--n_rs=4"], capsys)
+    assert "device=abacus" in stopped_by(["--device=abacus", f"--out_dir={tmp_path / 'out'}"], capsys)
+
+
+# ---- compare ----
+
+
+def fake_run(folder, n_ra, seed, losses, **options):
+    folder.mkdir(parents=True)
+    record = {"options": {"n_heads": 8, "n_ra": n_ra, "seed": seed, "device": "cpu", **options}, "n_parameters": 1000 + n_ra,
+              "facts": {"data": "torch", "bytes_per_token": 1.0}}
+    (folder / "config.json").write_text(json.dumps(record))
+    rows = [f"{i * 10},{i * 100},{'' if i == 0 else loss + 0.1},{loss},0.1,{50 + i},{i * 1.5}" for i, loss in enumerate(losses)]
+    (folder / "log.csv").write_text("\n".join(["step,tokens,train_loss,val_loss,lr,tokens_per_s,seconds", *rows]) + "\n")
+
+
+def test_student_t_points_cut_off_one_fortieth():
+    for dof, point in enumerate(compare.T975, 1):
+        x = np.linspace(0, point, 20_001)
+        density = math.gamma((dof + 1) / 2) / math.gamma(dof / 2) / math.sqrt(dof * math.pi) * (
+            1 + x ** 2 / dof) ** (-(dof + 1) / 2)
+        assert abs(np.trapezoid(density, x) - 0.475) < 3e-5
+    values = np.array([1.0, 2.0, 4.0])                                 # mean 7/3, s = sqrt(7/3), t_2 = 4.303
+    assert compare.half_interval(values) == pytest.approx(4.303 * math.sqrt(7 / 3) / math.sqrt(3))
+
+
+def test_the_table_says_what_may_be_concluded(tmp_path, capsys):
+    base = [1.50, 1.60, 1.55]
+    for seed, loss in enumerate(base, 1):
+        fake_run(tmp_path / f"t{seed}", 0, seed, [5.5, loss])
+        fake_run(tmp_path / f"d{seed}", 4, seed, [5.5, loss - 0.1 - seed / 1000])    # clearly lower, pair by pair
+        fake_run(tmp_path / f"e{seed}", 2, seed, [5.5, loss + [0.02, -0.02, 0.001][seed - 1]])
+    compare.main([f"--runs={tmp_path}"])
+    shown = capsys.readouterr().out
+    assert "DAT 4+4 - Transformer 8+0: -0.1020 nats per token, 95% interval -0.1045 to -0.0995" in shown
+    assert "lower is better: a difference" in shown
+    assert [line for line in shown.splitlines() if line.startswith("DAT 6+2 -")][0].endswith("no difference")
+    assert "| Transformer 8+0 | 8 | 0 | 1,000 | 51 | 10 | 1.5500 ± 0.1242 | 2.2362 | 3 |" in shown
+    assert (tmp_path / "table.md").read_text() in shown and (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_one_seed_is_called_too_few(tmp_path, capsys):
+    fake_run(tmp_path / "t", 0, 1, [5.5, 1.5])
+    fake_run(tmp_path / "d", 4, 1, [5.5, 1.4])
+    compare.main([f"--runs={tmp_path / 't'},{tmp_path / 'd'}"])
+    assert "-0.1000 nats per token (1 seed: too few" in capsys.readouterr().out
+
+
+def test_groups_are_named_by_what_sets_them_apart_and_pairs_share_everything_else(tmp_path, capsys):
+    fake_run(tmp_path / "a", 4, 1, [5.5, 1.4], symmetric=True, d_model=128)
+    fake_run(tmp_path / "b", 4, 1, [5.5, 1.5], symmetric=False, d_model=128)
+    fake_run(tmp_path / "c", 0, 1, [5.5, 1.3], symmetric=False, d_model=128)
+    fake_run(tmp_path / "w", 0, 1, [5.5, 1.2], symmetric=False, d_model=256)         # another width: not their baseline
+    compare.main([f"--runs={tmp_path}"])
+    shown = capsys.readouterr().out
+    assert "DAT 4+4, symmetric=True, d_model=128 - Transformer 8+0, symmetric=False, d_model=128: +0.1000" in shown
+    assert "- Transformer 8+0, symmetric=False, d_model=256" not in shown
+
+
+def test_compare_refuses_what_is_no_run(tmp_path, capsys):
+    for argument, says in [(f"--runs={tmp_path}", "no runs in"), (f"--runs={tmp_path}/a,{tmp_path}/b", "is not the folder")]:
+        with pytest.raises(SystemExit) as stop:
+            compare.main([argument])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.count("\n") == 1 and says in error
+
+
+# ---- sample ----
+
+
+def test_samples_come_from_the_checkpoint_and_are_repeatable(tiny, tmp_path, capsys):    # noqa: F811
+    train_lm.main([*tiny, *LONG])
+    folder = only_run(tmp_path)
+    capsys.readouterr()
+    texts = []
+    for options in (["--use_cache=True"], ["--use_cache=False"], ["--seed=2"]):
+        sample.main([f"--from={folder}", "--prompt=to be", "--max_new_tokens=40", "--device=cpu", *options])
+        texts.append(capsys.readouterr().out.split("\n---")[0])
+    assert texts[0] == texts[1] != texts[2] and texts[0].startswith("to be")
+
+
+def test_sample_says_what_is_wrong_with_a_checkpoint(tmp_path, capsys):
+    (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
+    (tmp_path / "other.pt").touch()
+    torch.save({"options": {"d_model": 32}, "model": {"x": torch.zeros(1)}}, tmp_path / "other.pt")
+    for path, says in [("nowhere", "no checkpoint at"), ("broken.pt", "not a checkpoint"), ("other.pt", "of another shape")]:
+        with pytest.raises(SystemExit) as stop:
+            sample.main([f"--from={tmp_path / path}"])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.count("\n") == 1 and says in error
