@@ -39,20 +39,22 @@ def parse_options(Config, presets=None, argv=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = fail
     if presets:
-        parser.add_argument("--preset", choices=presets, help="a named set of options; further options override it")
+        parser.add_argument("--preset", choices=presets, default=argparse.SUPPRESS,
+                            help="a named set of options; further options override it")
     kinds, comments = get_type_hints(Config), option_comments(Config)
     for f in fields(Config):
         kind = kinds[f.name]
         flag = dict(nargs="?", const="True") if kind is bool else {}                 # --compile means --compile=True
         choices = get_args(kind) if get_origin(kind) is Literal else ("True", "False") if kind is bool else ()
-        parser.add_argument("--" + f.name.rstrip("_"), dest=f.name, default=argparse.SUPPRESS, metavar="|".join(choices), **flag,
+        parser.add_argument("--" + f.name.rstrip("_"), dest=f.name, default=argparse.SUPPRESS, **flag,
+                            metavar="|".join(choices),
                             help=f"{comments.get(f.name, '')} [{f.default}]".replace("%", "%%"))
     given, unknown = parser.parse_known_args(argv)
-    given = vars(given)
     for word in unknown:
-        near = difflib.get_close_matches(word.split("=")[0].lstrip("-"), [f.name.rstrip("_") for f in fields(Config)], 1)
+        near = difflib.get_close_matches(word.split("=")[0].lstrip("-"), [name.rstrip("_") for name in kinds], 1)
         fail(f"unknown option {word}" + (f": did you mean --{near[0]}?" if near else ": see -h"))
-    preset = presets[given.pop("preset")] if given.get("preset") else given.pop("preset", None) or {}
+    given = vars(given)
+    preset = presets[given.pop("preset")] if "preset" in given else {}
     with one_line_errors():
         given = {name: option_values(name, kinds[name], text) for name, text in given.items()}
         return [Config(**{**preset, **dict(zip(given, values))}) for values in itertools.product(*given.values())]

@@ -70,11 +70,15 @@ def r_squared(Model, seed):
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_relational_heads_learn_to_select_and_relate(seed):
-    assert r_squared(Relational, seed) > 0.95
+    score = r_squared(Relational, seed)
+    print(f"seed {seed}: relational heads reach R^2 = {score:.3f}")                # shown by pytest -s
+    assert score > 0.95
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_self_attention_with_more_parameters_does_not(seed):
     relational, sensory = (sum(p.numel() for p in M().parameters()) for M in (Relational, SelfAttention))
     assert sensory >= relational
-    assert r_squared(SelfAttention, seed) < 0.3
+    score = r_squared(SelfAttention, seed)
+    print(f"seed {seed}: self-attention + MLP reaches R^2 = {score:.3f} with {sensory:,} parameters to {relational:,}")
+    assert score < 0.3

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import options
 import train_lm
 import training
 from data import text
@@ -96,13 +97,13 @@ def test_help_shows_every_option_with_its_comment_and_default(capsys):
         training.parse_options(train_lm.Config, argv=["-h"])
     squeezed = lambda text: re.sub(r"[\s-]+", "", text)               # noqa: E731  (lines wrap at spaces and hyphens)
     shown = squeezed(capsys.readouterr().out)
-    for name, comment in training.option_comments(train_lm.Config).items():
+    for name, comment in options.option_comments(train_lm.Config).items():
         assert squeezed(name) in shown and squeezed(comment) in shown
     assert squeezed("after the warm-up [cosine]") in shown
 
 
 def test_every_option_has_a_comment():
-    assert training.option_comments(train_lm.Config).keys() == train_lm.Config.__dataclass_fields__.keys()
+    assert options.option_comments(train_lm.Config).keys() == train_lm.Config.__dataclass_fields__.keys()
 
 
 def test_baselines_follow_their_dat_and_come_once():
