@@ -25,7 +25,8 @@ def rope_table(max_len, d_h, base=10000.0):
 def rotate(x, rope):
     """Turns each head of x (B, T, H, d_h) by its position's angle; plane m is spanned by the features m and m + d_h/2."""
     cos, sin = rope[0, :, None], rope[1, :, None]                      # (T, 1, d_h) each
-    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)    # (a, b) -> (a cos - b sin, b cos + a sin)
+    turned = torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)  # (a, b) -> (a cos - b sin, b cos + a sin)
+    return turned.type_as(x)                                           # bfloat16 turns in float32 and returns
 
 
 def split_heads(x, n_heads, rope=None):

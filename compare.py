@@ -57,7 +57,7 @@ def group_runs(runs):
     groups = {}
     for run, option, data in sorted(zip(runs, options, facts), key=lambda t: (t[1]["n_ra"] == 0, t[0]["options"]["seed"])):
         name = "Transformer" if option["n_ra"] == 0 else "DAT"
-        extra = [f"{k}={option[k]}" for k in differing] + ([data] if len(set(facts)) > 1 and "data" not in differing else [])
+        extra = [f"{k}={option[k]}" for k in differing if option["n_ra"] or k not in training.RELATIONAL] + ([data] if len(set(facts)) > 1 and "data" not in differing else [])
         label = ", ".join([f"{name} {option['n_heads'] - option['n_ra']}+{option['n_ra']}", *extra])
         groups.setdefault(label, []).append(run)
     return groups
@@ -152,9 +152,7 @@ def differences(groups):
 
 def comparable(run, baseline):
     """Same data, and options that differ at most in what makes a DAT: its heads, symbols and relations."""
-    ours = ("n_ra", "d_ff", "seed", "symbols", "n_symbols", "symbol_heads", "trainable_symbols", "max_distance",
-            "shared_symbols", "n_relations", "rel_proj_dim", "symmetric", "rel_activation", "ra_type", "share_qk",
-            *training.NOT_COMPARED)
+    ours = ("n_ra", "d_ff", "seed", *training.RELATIONAL, *training.NOT_COMPARED)
     return run["facts"] == baseline["facts"] and all(
         value == baseline["options"][name] for name, value in run["options"].items() if name not in ours)
 

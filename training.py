@@ -24,6 +24,10 @@ from options import fail, one_line_errors, parse_options             # noqa: F40
 
 # ---- which runs, on what, and how ----------------------------------------------------------------------------------------
 
+# options of relational heads and symbols: without such heads they mean nothing
+RELATIONAL = ("symbols", "n_symbols", "symbol_heads", "trainable_symbols", "max_distance", "shared_symbols", "n_relations",
+              "rel_proj_dim", "symmetric", "rel_activation", "ra_type", "share_qk")
+
 
 def with_baselines(configs, count_parameters):
     """Each DAT followed by the Transformer with as many heads in all, the same seed and the same data order.
@@ -32,10 +36,11 @@ def with_baselines(configs, count_parameters):
     """
     runs = []
     for cfg in configs:
-        pair = [cfg]
-        if cfg.n_ra and cfg.baseline:
-            twin = replace(cfg, n_ra=0)
-            pair.append(match_parameters(twin, count_parameters(cfg), count_parameters) if cfg.match_params else twin)
+        without = {f.name: f.default for f in fields(cfg) if f.name in RELATIONAL}     # one baseline for all kinds of DAT
+        twin = replace(cfg, n_ra=0, **without)
+        if cfg.n_ra and cfg.match_params:
+            twin = match_parameters(twin, count_parameters(cfg), count_parameters)
+        pair = [twin] if cfg.n_ra == 0 else [cfg, twin] if cfg.baseline else [cfg]
         runs += [run for run in pair if run not in runs]
     return runs
 

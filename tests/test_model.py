@@ -22,10 +22,10 @@ def make(**options):
     return m
 
 
-@pytest.mark.parametrize("norm_first, bias, activation", list(product([True, False], [True, False], ["relu", "gelu"])))
+@pytest.mark.parametrize("norm_first, bias, activation", list(product([True, False], [True, False], ["relu", "gelu", "gelu_tanh"])))
 def test_without_relational_heads_it_is_the_standard_transformer(norm_first, bias, activation):
     m = make(n_ra=0, norm_first=norm_first, bias=bias, activation=activation, position="learned")
-    kind = nn.functional.relu if activation == "relu" else lambda h: nn.functional.gelu(h, approximate="tanh")
+    kind = {"relu": nn.ReLU(), "gelu": nn.GELU(), "gelu_tanh": nn.GELU(approximate="tanh")}[activation]
     layer = nn.TransformerEncoderLayer(16, 4, 64, dropout=0.0, activation=kind, norm_first=norm_first, bias=bias,
                                        batch_first=True)
     reference = nn.TransformerEncoder(layer, 2, nn.LayerNorm(16, bias=bias), enable_nested_tensor=False).double().eval()

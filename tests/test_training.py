@@ -110,6 +110,9 @@ def test_baselines_follow_their_dat_and_come_once():
     configs = training.parse_options(train_lm.Config, argv=["--n_ra=0,2,4", "--seed=1,2"])
     runs = training.with_baselines(configs, train_lm.count_parameters)
     assert sorted((r.n_ra, r.seed) for r in runs) == [(n, s) for n in (0, 2, 4) for s in (1, 2)]
+    configs = training.parse_options(train_lm.Config, argv=["--symbols=symbolic,relative,positional", "--n_ra=0,4"])
+    runs = training.with_baselines(configs, train_lm.count_parameters)                # a Transformer has no symbols
+    assert sorted((r.n_ra, r.symbols) for r in runs) == [(0, "symbolic"), (4, "positional"), (4, "relative"), (4, "symbolic")]
     cfg = replace(configs[-1], match_params=True)
     dat, twin = training.with_baselines([cfg], train_lm.count_parameters)
     assert dat is cfg and twin.n_ra == 0
