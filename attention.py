@@ -2,6 +2,8 @@
 
     alpha_ij = softmax_j( <q_i, k_j> / sqrt(d_h) )          e_i = sum_j alpha_ij v_j          (Eq. 2)
 
+paper: no 1/sqrt(d_h) in its formulas; here, as in the authors' code and everywhere: yes, or wide heads saturate.
+
 A head is a question (who matters to me? alpha) and an answer (what is brought back? v). relational_attention.py
 keeps the question and changes the answer, so it shares what stands here: heads, rotary positions, masks, the cache.
 
@@ -15,7 +17,7 @@ from torch import nn
 
 
 def rope_table(max_len, d_h, base=10000.0):
-    """cos and sin of the angles of rotary positions (Su et al., 2021): (2, max_len, d_h), for `rotate`."""
+    """Rotary positions (Su et al., 2021): (2, max_len, d_h), the cosines and the signed sines that `rotate` takes."""
     theta = base ** (-torch.arange(0, d_h, 2) / d_h)                   # (d_h/2,) one frequency per plane
     angle = torch.arange(max_len)[:, None] * theta                     # (max_len, d_h/2)
     cos, sin = angle.cos(), angle.sin()
@@ -23,7 +25,7 @@ def rope_table(max_len, d_h, base=10000.0):
 
 
 def rotate(x, rope):
-    """Turns each head of x (B, T, H, d_h) by its position's angle; plane m is spanned by the features m and m + d_h/2."""
+    """Turns each head of x (B, T, H, d_h) by its position's angle; features m and m + d_h/2 span plane m."""
     cos, sin = rope[0, :, None], rope[1, :, None]                      # (T, 1, d_h) each
     turned = torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)  # (a, b) -> (a cos - b sin, b cos + a sin)
     return turned.type_as(x)                                           # bfloat16 turns in float32 and returns
@@ -43,9 +45,11 @@ def merge_heads(x):
 def may_attend(causal, mask, q, k):
     """Who may look at whom: boolean, True = may, broadcastable to (B, H, T, S); None if everyone may look at everyone.
 
-    `mask` is (B, S), False at padding, or has four dimensions and broadcasts to (B, H, T, S).
+    `mask` is boolean: (B, S), False at padding, or with four dimensions that broadcast to (B, H, T, S).
     """
     T, S = q.size(-2), k.size(-2)
+    if mask is not None and (mask.dtype != torch.bool or mask.dim() not in (2, 4)):
+        raise ValueError(f"a mask must be boolean, of 2 or 4 dimensions, not {mask.dtype} {tuple(mask.shape)}")
     if mask is not None and mask.dim() == 2:
         if mask.shape != (k.size(0), S):
             raise ValueError(f"a mask of two dimensions marks padding and must be (B, S) = ({k.size(0)}, {S}), not "
@@ -68,7 +72,10 @@ def attention_weights(q, k, *, causal=False, mask=None):
 
 
 def attend(q, k, v, *, causal=False, mask=None, dropout=0.0, scale=None):
-    """sum_j alpha_ij v_j through PyTorch's fused kernel, which never stores alpha: (B, H, T, width of v)."""
+    """sum_j alpha_ij v_j, (B, H, T, width of v), through PyTorch's kernels; the fused ones never store alpha.
+
+    (On a CPU dropout calls for the kernel that does; causal together with a mask needs a T x S mask everywhere.)
+    """
     whole = causal and mask is None and q.size(-2) == k.size(-2)       # then the kernel skips the future by itself
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=None if whole else may_attend(causal, mask, q, k), is_causal=whole,

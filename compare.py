@@ -1,7 +1,7 @@
 """Curves and tables from the logs alone; nothing is trained here.
 
-    python compare.py --runs=out/lm                                 redraws the figure and the table of all runs in a folder
-    python compare.py --runs=out/lm/sa4_ra4_seed1,out/lm/sa8_ra0_seed1      or of these
+    python compare.py --runs=out/lm                                      all runs in a folder
+    python compare.py --runs=out/lm/sa4_ra4_seed1,out/lm/sa8_ra0_seed1   these runs
 """
 import csv
 import json
@@ -43,6 +43,8 @@ def load_run(folder):
             rows = list(csv.DictReader(f))
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is not the folder of a run: no {Path(error.filename).name} in it") from None
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from None
     if not rows:
         raise ValueError(f"{folder / 'log.csv'} has no rows yet")
     record["log"] = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
@@ -50,15 +52,20 @@ def load_run(folder):
 
 
 def group_runs(runs):
-    """Runs that differ in their seed alone form a group: {label: its runs by seed}, the label says what sets it apart."""
-    options = [{k: v for k, v in run["options"].items() if k not in (*training.NOT_COMPARED, "seed")} for run in runs]
-    facts = [run["facts"]["data"] for run in runs]
-    differing = [k for k in options[0] if k not in ("n_ra", "n_heads") and any(o.get(k) != options[0][k] for o in options)]
+    """Runs that differ in their seed alone form a group: {what sets it apart: its runs by seed}."""
+    def identity(run):
+        """What defines a run besides its seed."""
+        skipped = ("seed", *training.NOT_COMPARED, *(training.RELATIONAL if run["options"]["n_ra"] == 0 else ()))
+        return {"data": run["facts"]["data"], **{k: v for k, v in run["options"].items() if k not in skipped}}
+
+    identities = [identity(run) for run in runs]
+    names = dict.fromkeys(name for one in identities for name in one if name not in ("n_ra", "n_heads"))
+    differing = [name for name in names if len({str(one[name]) for one in identities if name in one}) > 1]
     groups = {}
-    for run, option, data in sorted(zip(runs, options, facts), key=lambda t: (t[1]["n_ra"] == 0, t[0]["options"]["seed"])):
-        name = "Transformer" if option["n_ra"] == 0 else "DAT"
-        extra = [f"{k}={option[k]}" for k in differing if option["n_ra"] or k not in training.RELATIONAL] + ([data] if len(set(facts)) > 1 and "data" not in differing else [])
-        label = ", ".join([f"{name} {option['n_heads'] - option['n_ra']}+{option['n_ra']}", *extra])
+    for run in sorted(runs, key=lambda run: (run["options"]["n_ra"] == 0, run["options"]["seed"])):        # DAT first
+        one = identity(run)
+        label = f"{'DAT' if one['n_ra'] else 'Transformer'} {one['n_heads'] - one['n_ra']}+{one['n_ra']}"
+        label = ", ".join([label, *(f"{name}={one[name]}" for name in differing if name in one)])
         groups.setdefault(label, []).append(run)
     return groups
 
@@ -76,7 +83,7 @@ def draw(groups, path):
     for row, y in zip(axes, ys):
         for ax, x in zip(row, xs):
             for color, (label, runs) in zip(plt.cm.tab10.colors * len(groups), groups.items()):
-                draw_group(ax, [r["log"] for r in runs], x, y, color, label, [measured(r, y) for r in runs])
+                draw_group(ax, runs, x, y, color, label)
             ax.set_xlabel(xs[x])
             ax.xaxis.set_major_formatter(EngFormatter())              # 1.5 M tokens
             ax.grid(alpha=0.3)
@@ -91,8 +98,9 @@ def draw(groups, path):
     plt.close(fig)
 
 
-def draw_group(ax, logs, x, y, color, label, rows):
+def draw_group(ax, runs, x, y, color, label):
     """One curve, or from two runs on thin curves and their mean, from three on with a 95% Student-t band."""
+    logs, rows = [run["log"] for run in runs], [measured(run, y) for run in runs]
     for log, i in zip(logs, rows):
         thin = dict(lw=0.7, alpha=0.5) if len(logs) > 1 else dict(lw=1.6, label=label)
         ax.plot(log[x][i], log[y][i], color=color, **thin)
@@ -119,10 +127,9 @@ def table(groups):
         o, loss = runs[0]["options"], np.array([final_loss(r) for r in runs])
         spread = f" ± {half_interval(loss):.4f}" if len(runs) >= 3 else ""
         speed = np.mean([np.nanmedian(r["log"]["tokens_per_s"][1:]) for r in runs])
-        steps = {int(r["log"]["step"][-1]) for r in runs}
         bits = loss.mean() / math.log(2) / runs[0]["facts"]["bytes_per_token"]
-        lines.append(f"| {label} | {o['n_heads'] - o['n_ra']} | {o['n_ra']} | {runs[0]['n_parameters']:,} | {speed:,.0f} | "
-                     f"{'/'.join(map(str, sorted(steps)))} | {loss.mean():.4f}{spread} | {bits:.4f} | {len(runs)} |")
+        lines.append(f"| {label} | {o['n_heads'] - o['n_ra']} | {o['n_ra']} | {runs[0]['n_parameters']:,} | "
+                     f"{speed:,.0f} | {o['max_steps']} | {loss.mean():.4f}{spread} | {bits:.4f} | {len(runs)} |")
     if any(len(runs) >= 3 for runs in groups.values()):
         lines += ["", "±: half the 95% Student-t interval of the mean over seeds."]
     return "\n".join(lines + [""] + differences(groups))
@@ -151,17 +158,31 @@ def differences(groups):
 
 
 def comparable(run, baseline):
-    """Same data, and options that differ at most in what makes a DAT: its heads, symbols and relations."""
-    ours = ("n_ra", "d_ff", "seed", *training.RELATIONAL, *training.NOT_COMPARED)
+    """Same data, and options that differ at most in what makes a DAT: its heads, symbols and relations.
+
+    A baseline that was widened by match_params belongs to the DAT whose parameters it has.
+    """
+    ours = ("n_ra", "seed", *training.RELATIONAL, *training.NOT_COMPARED)
+    if baseline["options"].get("match_params"):
+        if abs(run["n_parameters"] / baseline["n_parameters"] - 1) > 0.01:
+            return False
+        ours += ("d_ff",)
     return run["facts"] == baseline["facts"] and all(
         value == baseline["options"][name] for name, value in run["options"].items() if name not in ours)
 
 
 def report(folders, out_dir):
-    """Draws out_dir/curves.png, writes out_dir/table.md and prints it, from the logs in `folders`."""
-    groups = group_runs([load_run(Path(folder)) for folder in folders])
-    draw(groups, out_dir / "curves.png")
-    text = table(groups)
+    """Draws out_dir/curves.png, writes out_dir/table.md and prints it, from the logs in `folders`.
+
+    Unfinished runs are drawn, but stay out of the table: their last step is not the others'.
+    """
+    runs = [load_run(Path(folder)) for folder in folders]
+    out_dir.mkdir(parents=True, exist_ok=True)
+    draw(group_runs(runs), out_dir / "curves.png")
+    finished = [run for run in runs if run["finished"]]
+    text = table(group_runs(finished)) if finished else "no finished run yet"
+    if len(finished) < len(runs):
+        text += f"\n\nnot finished, drawn but not counted: {len(runs) - len(finished)} of {len(runs)} runs"
     (out_dir / "table.md").write_text(text + "\n")
     print(f"\n{text}\n\ncurves: {out_dir / 'curves.png'}   table: {out_dir / 'table.md'}")
 
@@ -170,7 +191,8 @@ def main(argv=None):
     options, = training.parse_options(Options, argv=argv)
     paths = [Path(part) for part in options.runs.split(",")]
     if len(paths) == 1 and not (paths[0] / "config.json").exists():
-        folders = sorted(p.parent for p in paths[0].glob("*/config.json") if p.parent.suffix != ".old")
+        folders = sorted(p.parent for p in paths[0].glob("*/config.json") if p.parent.suffix != ".old"
+                         and len((p.parent / "log.csv").read_text().splitlines()) > 1)   # not those about to start
         if not folders:
             training.fail(f"no runs in {paths[0]}: train one first, or give --runs=FOLDER")
         out_dir = paths[0]
@@ -181,4 +203,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    training.start(main)

@@ -8,7 +8,7 @@
 
 n_ra = 0 is the standard Transformer: the same code, without a relational group and without symbols.
 """
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -19,6 +19,14 @@ from torch import nn
 from attention import Attention, Cache, rope_table
 from relational_attention import RelationalAttention, RelationalCrossAttention
 from symbols import PositionalSymbols, PositionRelativeSymbols, SymbolicAttention
+
+
+def at_least(config, **lowest):
+    """Raises ValueError if a field of the dataclass is below its lowest value (None passes: it means the default)."""
+    for name, low in lowest.items():
+        value = getattr(config, name)
+        if value is not None and not value >= low:                   # so that nan fails as well
+            raise ValueError(f"{name}={value}: must be at least {low}")
 
 
 @dataclass
@@ -45,7 +53,7 @@ class TransformerConfig:
     n_relations: int | None = None          # R, relations per layer (d_r); default n_ra
     rel_proj_dim: int | None = None         # width of one relation's comparison; default n_ra * d_head / R
     symmetric: bool = False                 # W_q_rel = W_k_rel
-    rel_activation: Literal["identity", "relu", "sigmoid", "tanh", "gelu", "silu", "softmax"] = "identity"  # applied to r
+    rel_activation: Literal["identity", "relu", "sigmoid", "tanh", "gelu", "silu", "softmax"] = "identity"  # on r
     ra_type: Literal["ra", "rca"] = "ra"    # relational attention, or relational cross-attention (ablation, App. D)
     share_qk: bool = False                  # both groups attend with the same W_q, W_k (App. B.1); needs n_sa = n_ra
     n_kv_heads: int | None = None           # key/value heads in each group (grouped-query attention); default: all
@@ -56,10 +64,9 @@ class TransformerConfig:
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(get_args(kind))}")
-        for f in fields(TransformerConfig):
-            value = getattr(self, f.name)
-            if type(value) is int and value < (0 if f.name == "n_ra" else 1):
-                raise ValueError(f"{f.name}={value} is too small")
+        at_least(self, n_ra=0, **{name: 1 for name in (
+            "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "max_len", "n_symbols", "symbol_heads",
+            "max_distance", "n_relations", "rel_proj_dim", "n_kv_heads")})
         if self.n_ra > self.n_heads:
             raise ValueError(f"n_ra={self.n_ra}: only n_heads={self.n_heads} heads to choose from; "
                              f"give 0 to {self.n_heads}, or raise --n_heads")
@@ -127,7 +134,7 @@ class MLP(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
-        # paper: 4 d_model; here: 8/3 for SwiGLU, as the authors' code ran it, so that all kinds have equally many weights
+        # paper: 4 d_model; here: 8/3 for SwiGLU, as the authors' code ran it: all kinds have equally many weights
         d_ff = cfg.d_ff or (8 * cfg.d_model // 3 if cfg.activation == "swiglu" else 4 * cfg.d_model)
         self.f = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "silu": F.silu,
                   "swiglu": F.silu}[cfg.activation]
@@ -136,16 +143,18 @@ class MLP(nn.Module):
         self.W_3 = nn.Linear(cfg.d_model, d_ff, bias=cfg.bias) if cfg.activation == "swiglu" else None
 
     def forward(self, x):
+        """(B, T, d_model) -> (B, T, d_model), each token by itself."""
         h = self.f(self.W_1(x))                                      # (B, T, d_ff)
         return self.W_2(h if self.W_3 is None else h * self.W_3(x))
 
 
 def make_norm(cfg):
+    """(B, T, d_model) -> the same shape."""
     return nn.LayerNorm(cfg.d_model, bias=cfg.bias) if cfg.norm == "layernorm" else nn.RMSNorm(cfg.d_model, eps=1e-5)
 
 
 class Residual(nn.Module):
-    """x + f(Norm(x)) if norm_first, else Norm(x + f(x)): the paper's form."""
+    """A branch f with its norm: x + f(Norm(x)) if norm_first, else Norm(x + f(x)), the form of Algorithms 2 and 3."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -158,7 +167,10 @@ class Residual(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Algorithm 2: dual attention, then MLP. With causal=True it is the block of a language model."""
+    """Algorithm 2: dual attention, then MLP. With causal=True it is the block of a language model.
+
+    **how (causal, mask, rope, cache) goes down to the heads as it is: see RelationalAttention.forward.
+    """
 
     def __init__(self, cfg):
         super().__init__()
@@ -166,6 +178,7 @@ class EncoderBlock(nn.Module):
         self.residual_mlp, self.mlp = Residual(cfg), MLP(cfg)
 
     def forward(self, x, symbols=None, **how):
+        """x (B, T, d_model), symbols as in RelationalAttention or None -> (B, T, d_model)."""
         x = self.residual_attention(x, lambda x: self.attention(x, symbols, **how))
         return self.residual_mlp(x, self.mlp)
 
@@ -186,15 +199,17 @@ class DecoderBlock(EncoderBlock):
 
 
 def make_symbols(cfg):
+    """The symbol module that the configuration asks for: see symbols.py."""
     if cfg.symbols == "symbolic":
-        return SymbolicAttention(cfg.d_model, cfg.n_symbols, cfg.symbol_heads, cfg.trainable_symbols, dropout=cfg.dropout)
+        return SymbolicAttention(cfg.d_model, cfg.n_symbols, cfg.symbol_heads, cfg.trainable_symbols,
+                                 dropout=cfg.dropout)
     if cfg.symbols == "relative":
         return PositionRelativeSymbols(cfg.d_model, cfg.max_distance or cfg.max_len)
     return PositionalSymbols(cfg.d_model, cfg.max_len)
 
 
 def sinusoids(max_len, d_model):
-    """Positions as in Vaswani et al. (2017), Section 3.5: (max_len, d_model), sines in even features, cosines in odd."""
+    """Vaswani et al. (2017), Section 3.5: (max_len, d_model), sines in the even features, cosines in the odd ones."""
     angle = torch.arange(max_len)[:, None] * 10000.0 ** (-torch.arange(0, d_model, 2) / d_model)
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :d_model]
 

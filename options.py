@@ -1,4 +1,4 @@
-"""The command line: one dataclass is the list of options. Its fields give names, types and defaults, its comments the help.
+"""The command line: one dataclass is the list of options. Fields give names, types and defaults, comments the help.
 
 Default < preset < command line. Comma lists make sweeps: --seed=1,2,3 --n_ra=0,4 is six runs.
 """
@@ -27,6 +27,15 @@ def one_line_errors():
         yield
     except (ValueError, OSError) as error:
         fail(error)
+
+
+def start(main):
+    """Runs a script; Ctrl-C ends it in one line, wherever it is."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def parse_options(Config, presets=None, argv=None):

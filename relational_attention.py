@@ -9,13 +9,15 @@ A standard head brings back the features of the objects it looks at. A relationa
     r_ij[l]   = <q_rel_i[l], k_rel_j[l]> / sqrt(rel_proj_dim)     R relations, shared by all heads, never masked
     s_j       = symbols                                           see symbols.py
 
-Read literally this builds an n x n x R tensor of relations. But the sum is linear in r, and q_rel_i does not depend on j:
+paper: neither square root; here both, as in the authors' code, so that neither grows with its width.
+
+Read literally this builds an n x n x R tensor of relations. But the sum is linear in r, and q_rel_i does not see j:
 
     sum_j alpha_ij <q_rel_i[l], k_rel_j[l]>   =   < q_rel_i[l],  sum_j alpha_ij k_rel_j[l] >
 
 So a relational head IS ordinary attention, whose values are [k_rel_j[1] ... k_rel_j[R], s_j W_s], read afterwards with
-the receiver's own relation queries. Exact, linear in memory, and it runs through PyTorch's fused kernels. `literal` below is
-the definition, `fast` the identity; the tests hold them equal to 1e-10.
+the receiver's own relation queries. Exact, linear in memory, and it runs through PyTorch's fused kernels. `literal`
+below is the definition, `fast` the identity; the tests hold them equal to 1e-10.
 
 Shapes as in attention.py; R relations of width p = rel_proj_dim.
 """
@@ -115,7 +117,8 @@ class RelationalAttention(nn.Module):
 
     def fast(self, q, k, q_rel, k_rel, symbols, causal, mask):
         """The same a (B, H, T, d_h) by the identity above: attend to relation keys, then read with relation queries."""
-        H, (B, G, S, d_h) = self.n_heads, k.shape
+        H = self.n_heads
+        B, G, S, d_h = k.shape
         width = q_rel.size(-1)                                                     # R p
         if isinstance(symbols, PositionRelativeSymbols):                           # s_{j-i} needs alpha itself
             alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), self.dropout, self.training)
@@ -135,7 +138,7 @@ class RelationalAttention(nn.Module):
     def bring_symbols(self, alpha, symbols):
         """sum_j alpha_ij s_j W_s for alpha (B, H, T, S) -> (B, H, T, d_h)."""
         if isinstance(symbols, PositionRelativeSymbols):
-            return symbols.attend(alpha, self.W_s, self.n_kv_heads)
+            return symbols.weighted_sum(alpha, self.W_s, self.n_kv_heads)
         return alpha @ symbols.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
 
 
@@ -155,7 +158,7 @@ class RelationalCrossAttention(Attention):
         dropout = self.dropout if self.training else 0.0
         if isinstance(symbols, PositionRelativeSymbols):
             alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), dropout)
-            return self.W_o(merge_heads(symbols.attend(alpha, self.W_v, self.n_kv_heads)))
+            return self.W_o(merge_heads(symbols.weighted_sum(alpha, self.W_v, self.n_kv_heads)))
         symbols = symbols if symbols.dim() == 3 else symbols[None]
         s = split_heads(self.W_v(symbols), self.n_kv_heads)                        # (B or 1, G, S, d_h): s_j W_s
         if cache is not None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 import training
-from model import LanguageModel, TransformerConfig
+from data import text
+from model import LanguageModel, TransformerConfig, at_least
 
 
 @dataclass
@@ -22,17 +23,15 @@ class Options:
     seed: int = 1                           # of the choices; 1,2,3: one text each
     use_cache: bool = True                  # False reads the whole context again for each token: slower, the same text
     device: str = "auto"                    # auto: cuda, else mps, else cpu
-    dtype: str = "float32"                  # of the computation
 
     def __post_init__(self):
         if not self.prompt:
             raise ValueError("--prompt is empty: give at least one character to continue")
-        if self.max_new_tokens < 0 or self.temperature < 0 or (self.top_k is not None and self.top_k < 1):
-            raise ValueError("max_new_tokens and temperature must be at least 0, top_k at least 1")
+        at_least(self, max_new_tokens=0, temperature=0, top_k=1, seed=0)
 
 
 def load_model(path):
-    """The LanguageModel of a run's folder (its last checkpoint) or of a checkpoint file. ValueError if there is none."""
+    """The LanguageModel of a run's folder (its last checkpoint) or of a checkpoint. ValueError if there is none."""
     path = Path(path)
     path = path / "last.pt" if path.is_dir() else path
     checkpoint = training.load_checkpoint(path)
@@ -45,16 +44,16 @@ def load_model(path):
 def main(argv=None):
     for options in training.parse_options(Options, argv=argv):
         with training.one_line_errors():
-            device, _, _ = training.choose_device(options)
+            device, _, _ = training.choose_device(options.device, "float32")
             model = load_model(options.from_).to(device)
         torch.manual_seed(options.seed)
-        prompt = torch.tensor([list(options.prompt.encode())], device=device)      # (1, T), a token is a byte
+        prompt = text.encode(options.prompt).to(device)                            # (1, T)
         start = time.perf_counter()
         tokens = model.generate(prompt, options.max_new_tokens, options.temperature, options.top_k, options.use_cache)
         seconds = time.perf_counter() - start
-        print(bytes(tokens[0].tolist()).decode(errors="replace"))
+        print(text.decode(tokens[0]))
         print(f"--- seed {options.seed}: {options.max_new_tokens / seconds:.0f} tokens/s")
 
 
 if __name__ == "__main__":
-    main()
+    training.start(main)

@@ -35,7 +35,7 @@ class PositionRelativeSymbols(nn.Module):
     """s_{j-i} depends on where j stands as seen from i; offsets beyond max_distance share the last symbol.
 
     Such a symbol belongs to a *pair*, so there is no tensor (T, d_model) to hand out: the module itself is given to
-    relational attention, which brings its weights here (`attend`).
+    relational attention, which brings its weights here (`weighted_sum`).
     """
 
     def __init__(self, d_model, max_distance):
@@ -46,7 +46,7 @@ class PositionRelativeSymbols(nn.Module):
     def forward(self, x, start=0):
         return self
 
-    def attend(self, alpha, W_s, n_kv_heads):
+    def weighted_sum(self, alpha, W_s, n_kv_heads):
         """sum_j alpha_ij s_{j-i} W_s for alpha (B, H, T, S) -> (B, H, T, d_h).
 
         The table is projected once, (2 max_distance + 1) rows, and never unfolded to T x S x d. What is unfolded is
@@ -59,7 +59,7 @@ class PositionRelativeSymbols(nn.Module):
         skewed = skewed[..., :T * (N + 1)].unflatten(-1, (T, N + 1))   # (B, H, T, N+1): column c holds offset c - (S-1)
         offset = torch.arange(N + 1, device=alpha.device) - (S - 1)
         row = offset.clamp(-self.max_distance, self.max_distance) + self.max_distance
-        table = split_heads(W_s(self.library)[None], n_kv_heads)[0, :, row]        # (G, N+1, d_h)
+        table = split_heads(W_s(self.library)[None], n_kv_heads)[0][:, row]        # (G, N+1, d_h)
         return skewed @ table.repeat_interleave(H // n_kv_heads, dim=0)            # (B, H, T, d_h)
 
 
@@ -68,6 +68,8 @@ class SymbolicAttention(nn.Module):
 
     n_symbols: how many names there are; n_heads: the match is made in that many slices of d_model independently.
     trainable_symbols=False freezes S_lib at its random start (as in the published FineWeb checkpoints).
+    At the start of a language model x W_q is small (both are N(0, 0.02)), so that all tokens share nearly one name;
+    telling them apart is learned. The authors' models start so too.
     Two details of the authors' code that Eq. 4 does not show: the scale 1/sqrt(d_h), and a bias in W_q.
     """
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -20,13 +21,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from options import fail, one_line_errors, parse_options             # noqa: F401  (the scripts find them here)
+from data.download import try_lock
+from options import fail, one_line_errors, parse_options, start      # noqa: F401  (the scripts find them here)
 
-# ---- which runs, on what, and how ----------------------------------------------------------------------------------------
+# ---- which runs, on what, and how ------------------------------------------------------------------------------------
 
 # options of relational heads and symbols: without such heads they mean nothing
-RELATIONAL = ("symbols", "n_symbols", "symbol_heads", "trainable_symbols", "max_distance", "shared_symbols", "n_relations",
-              "rel_proj_dim", "symmetric", "rel_activation", "ra_type", "share_qk")
+RELATIONAL = ("symbols", "n_symbols", "symbol_heads", "trainable_symbols", "max_distance", "shared_symbols",
+              "n_relations", "rel_proj_dim", "symmetric", "rel_activation", "ra_type", "share_qk")
 
 
 def with_baselines(configs, count_parameters):
@@ -36,7 +38,7 @@ def with_baselines(configs, count_parameters):
     """
     runs = []
     for cfg in configs:
-        without = {f.name: f.default for f in fields(cfg) if f.name in RELATIONAL}     # one baseline for all kinds of DAT
+        without = {f.name: f.default for f in fields(cfg) if f.name in RELATIONAL}   # one baseline for all kinds of DAT
         twin = replace(cfg, n_ra=0, **without)
         if cfg.n_ra and cfg.match_params:
             twin = match_parameters(twin, count_parameters(cfg), count_parameters)
@@ -54,17 +56,17 @@ def match_parameters(cfg, target, count_parameters):
     return matched
 
 
-def choose_device(cfg):
+def choose_device(name="auto", dtype="auto"):
     """-> torch.device, dtype to compute in, and one line that says why. 'auto' takes the best there is."""
-    name = cfg.device if cfg.device != "auto" else \
-        "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from None
-    if cfg.dtype != "auto":
-        return device, getattr(torch, cfg.dtype), f"{device}, {cfg.dtype} as asked for"
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if dtype != "auto":
+        return device, getattr(torch, dtype), f"{device}, {dtype} as asked for"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return device, torch.bfloat16, f"{device} ({torch.cuda.get_device_name(device)}), bfloat16 since it has it"
     why = "bfloat16 would be emulated" if device.type == "cuda" else "bfloat16 is rarely faster there"
     return device, torch.float32, f"{device}, float32: {why}"
@@ -76,7 +78,7 @@ def autocast(device, dtype):
 
 
 def make_optimizer(model, cfg):
-    """AdamW; weight decay on tensors of two or more dimensions, none on biases and norms. Frozen tensors are left out."""
+    """AdamW; weight decay on tensors of two or more dimensions, not on biases and norms. Frozen tensors stay out."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in parameters if p.dim() >= 2], "weight_decay": cfg.weight_decay},
               {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
@@ -86,12 +88,13 @@ def make_optimizer(model, cfg):
 
 def learning_rate(step, cfg):
     """At step 1 ... max_steps: linear warm-up, then constant, or a cosine that reaches min_lr at max_steps."""
+    min_lr = cfg.learning_rate / 10 if cfg.min_lr is None else cfg.min_lr
     if step <= cfg.warmup_steps:
         return cfg.learning_rate * step / cfg.warmup_steps
     if cfg.schedule == "constant":
         return cfg.learning_rate
     done = (step - cfg.warmup_steps) / max(1, cfg.max_steps - cfg.warmup_steps)
-    return cfg.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (cfg.learning_rate - cfg.min_lr)
+    return min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (cfg.learning_rate - min_lr)
 
 
 def reseed(seed, step):
@@ -100,21 +103,23 @@ def reseed(seed, step):
     torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
 
 
-# ---- a run and its folder -----------------------------------------------------------------------------------------------
+# ---- a run and its folder --------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parent
 CODE = ("attention.py", "relational_attention.py", "symbols.py", "model.py", "training.py")
-NOT_COMPARED = ("device", "out_dir", "data_dir", "resume", "baseline", "match_params")   # same result whatever they are
+NOT_COMPARED = ("device", "out_dir", "data_dir", "resume", "baseline", "match_params")   # where and whether, not what
+NOT_NAMED = ("n_heads", "n_ra", "seed", "eval_every", "log_every", *NOT_COMPARED)   # said otherwise, or not worth it
 
 
-def code_hash(script):
-    return hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in (*CODE, script))).hexdigest()
+def code_hash(names):
+    """One SHA-256 over the project's files on which a result depends."""
+    return hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in (*CODE, *names))).hexdigest()
 
 
 def run_name(cfg):
-    """sa4_ra4_seed1, and behind it every option that is not at its default (of a path, the file's name)."""
-    named = ("n_heads", "n_ra", "seed", *NOT_COMPARED)
-    changed = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name not in named and getattr(cfg, f.name) != f.default}
+    """sa4_ra4_seed1, followed by every option that is not at its default (of a path, the file's name)."""
+    changed = {f.name: getattr(cfg, f.name) for f in fields(cfg)
+               if f.name not in NOT_NAMED and getattr(cfg, f.name) != f.default}
     parts = [f"{name}={Path(value).stem if isinstance(value, str) else value}" for name, value in changed.items()]
     name = re.sub(r"[^\w.=+-]+", "_", "-".join([f"sa{cfg.n_sa}_ra{cfg.n_ra}_seed{cfg.seed}", *parts]))
     return name if len(name) < 120 else f"{name[:100]}-{hashlib.sha256(repr(changed).encode()).hexdigest()[:8]}"
@@ -133,8 +138,8 @@ def load_checkpoint(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"no checkpoint at {path}") from None
-    except Exception as error:
-        raise ValueError(f"{path} is not a checkpoint of this project: {str(error).splitlines()[0]}") from None
+    except Exception:                        # pickle, zip and torch each raise errors of their own here
+        raise ValueError(f"{path} is not a checkpoint of this project, or damaged") from None
 
 
 def load_weights(model, weights, path):
@@ -150,46 +155,54 @@ def load_weights(model, weights, path):
 class Run:
     """One run's folder {config.json, log.csv, last.pt, best.pt}, with its clock, progress and ways to stop and go on.
 
+    code: the files besides model and toolbox on which its result depends (the script, its data's file).
     facts: what else defines the run (the data's size and SHA-256), kept in config.json and compared for reuse.
     tokens_per_step: for the log; metrics: the columns that `validated` fills, the first decides which is best.pt.
     """
 
-    def __init__(self, cfg, script, facts, tokens_per_step, metrics=("val_loss",)):
+    def __init__(self, cfg, code, facts, tokens_per_step, metrics=("val_loss",)):
         self.cfg, self.folder = cfg, Path(cfg.out_dir) / run_name(cfg)
         self.tokens_per_step, self.metrics = tokens_per_step, metrics
         self.columns = ["step", "tokens", "train_loss", *metrics, "lr", "tokens_per_s", "seconds"]
-        self.record = {"options": asdict(cfg), "facts": facts, "code": code_hash(script),
-                       "command": " ".join(["python", *sys.argv]), "torch": torch.__version__, "finished": False}
+        self.record = {"options": asdict(cfg), "facts": facts, "code": code_hash(code),
+                       "command": shlex.join(["python", *sys.argv]), "torch": torch.__version__, "finished": False}
         self.step, self.seconds, self.best, self.losses, self.row_seconds = 0, 0.0, math.inf, [], 0.0
         self.interrupted = False
 
     def found(self):
         """The folder's config.json where it describes this very run (same options and facts), else None."""
-        path = self.folder / "config.json"
-        if not path.exists():
+        try:
+            record = json.loads((self.folder / "config.json").read_text())
+        except (FileNotFoundError, ValueError):                        # none, or damaged: as good as none
             return None
-        record = json.loads(path.read_text())
-        same = {k: v for k, v in record["options"].items() if k not in NOT_COMPARED} == \
-            {k: v for k, v in self.record["options"].items() if k not in NOT_COMPARED}
-        return record if same and record["facts"] == self.record["facts"] else None
+        then, now = ({k: v for k, v in r["options"].items() if k not in NOT_COMPARED} for r in (record, self.record))
+        return record if then == now and record["facts"] == self.record["facts"] else None
 
     def reusable(self):
-        """True, and says so, if this run was finished before with the same options, data and code."""
+        """True, and says so, if this run was finished before with the same options, data, code and torch."""
         record = self.found()
-        if not (record and record["finished"] and record["code"] == self.record["code"]):
+        if not (record and record["finished"] and all(record[k] == self.record[k] for k in ("code", "torch"))):
             return False
         print(f"{self.folder}: finished before with the same options, data and code: reused")
         return True
 
     def begin(self, model, optimizer, device):
-        """Starts the folder, or with --resume goes on where last.pt stands. An old folder is moved to <folder>.old."""
+        """Starts the folder, or with --resume goes on where last.pt stands. An old folder is moved to <folder>.old.
+
+        Raises ValueError if another process is at work on this run, or if its checkpoint does not fit.
+        """
         self.model, self.optimizer, last = model, optimizer, self.folder / "last.pt"
         self.record.update(device=str(device), n_parameters=sum(p.numel() for p in model.parameters()))
-        if self.cfg.resume and last.exists():
-            self.restore(last)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.folder.with_name(f".{self.folder.name}.lock"), "a")      # freed by the system at the end
+        if not try_lock(self.lock):
+            raise ValueError(f"another process is training {self.folder}: wait for it, or give another --out_dir")
+        found = self.found()
+        if self.cfg.resume and last.exists() and not (found and found["finished"]):    # finished, by other code: anew
+            self.restore(last, found)
         else:
             if self.cfg.resume:
-                print(f"{self.folder}: no checkpoint to resume, starting at step 0")
+                print(f"{self.folder}: nothing to resume, starting at step 0")
             if self.folder.exists():
                 old = self.folder.with_name(self.folder.name + ".old")
                 shutil.rmtree(old, ignore_errors=True)
@@ -197,13 +210,14 @@ class Run:
             self.folder.mkdir(parents=True)
             self.write_log([])
         self.write_record()
-        self.bar = tqdm(total=self.cfg.max_steps, initial=self.step, unit="step", leave=False,
-                        disable=not sys.stderr.isatty())
+        self.bar = tqdm(total=self.cfg.max_steps, initial=self.step, leave=False, disable=not sys.stderr.isatty(),
+                        bar_format="{n_fmt}/{total_fmt} |{bar:20}| {remaining} left  {postfix}")
 
-    def restore(self, path):
-        record, state = self.found(), load_checkpoint(path)
+    def restore(self, path, record):
+        """Takes up the checkpoint at `path`; `record` is its folder's config.json as `found`."""
         if record is None:
             raise ValueError(f"{self.folder} holds a run with other options or data: start anew without --resume")
+        state = load_checkpoint(path)
         if record["code"] != self.record["code"]:
             print(f"{self.folder}: the code has changed since this run began; it will not count as reusable")
             self.record["code"] = "changed in mid-run"
@@ -211,9 +225,10 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.best, self.losses, self.row_seconds = (
             state[k] for k in ("step", "seconds", "best", "losses", "row_seconds"))
-        with open(self.folder / "log.csv", newline="") as f:           # rows behind the checkpoint will come again
-            self.write_log([row for row in csv.DictReader(f) if int(row["step"]) <= self.step])
-        print(f"{self.folder}: resuming behind step {self.step}")
+        with open(self.folder / "log.csv", newline="") as f:           # rows past the checkpoint will come again
+            rows = [row for row in csv.DictReader(f) if int(row["step"]) <= self.step]
+        self.write_log(rows if self.step else [])                      # at step 0 the script validates once more
+        print(f"{self.folder}: resuming after step {self.step}")
 
     def write_record(self):
         text = json.dumps(self.record, indent=2)
@@ -234,7 +249,7 @@ class Run:
         write_atomically(self.folder / name, lambda path: torch.save(state, path))
 
     def steps(self):
-        """Yields the steps still to do, up to max_steps. Ctrl-C (or a polite kill) ends behind the step under way."""
+        """Yields the steps still to do, up to max_steps. Ctrl-C (or a polite kill) ends after the step under way."""
         def stop(signum, frame):
             self.interrupted = True
             signal.signal(signum, previous[signum])                    # a second Ctrl-C stops at once
@@ -246,26 +261,30 @@ class Run:
                 if self.interrupted:
                     self.save("last.pt")
                     self.bar.close()
-                    print(f"\nstopped behind step {self.step} and saved; go on with the same command and --resume")
+                    print(f"\nstopped after step {self.step} and saved; go on with the same command and --resume")
                     raise SystemExit(130)
         finally:
             self.bar.close()
+            self.lock.close()
             for s, handler in previous.items():
                 signal.signal(s, handler)
         self.record["finished"] = True
         self.write_record()
 
-    def check(self, loss, grad_norm):
-        """Ends the script, before the optimizer's step spoils the weights, if the loss or its gradient is not finite."""
-        if not math.isfinite(loss) or not math.isfinite(grad_norm):
-            kept = f"{self.folder / 'last.pt'} is the last good checkpoint" if (self.folder / "last.pt").exists() else \
-                "no checkpoint had been written yet"
-            print(f"step {self.step + 1}: loss {loss}, gradient norm {grad_norm}: stopped; {kept}. "
-                  f"A lower --learning_rate or longer --warmup_steps usually helps", file=sys.stderr)
-            raise SystemExit(1)
+    def check(self, **values):
+        """Ends the script, before weights are spoilt or a checkpoint is overwritten, if a value is not finite."""
+        if all(math.isfinite(value) for value in values.values()):
+            return
+        last = self.folder / "last.pt"
+        kept = f"{last} is the last good checkpoint" if last.exists() else "no checkpoint had been written yet"
+        what = ", ".join(f"{name} {value}" for name, value in values.items())
+        self.bar.close()
+        print(f"step {self.step + 1}: {what}: stopped; {kept}. A lower --learning_rate or more --warmup_steps may help",
+              file=sys.stderr)
+        raise SystemExit(1)
 
     def step_done(self, loss, lr):
-        """Behind each step: stops the clock, so that evaluation does not count; every log_every steps writes a row."""
+        """After each step: stops the clock, so that evaluation does not count; every log_every steps writes a row."""
         self.step += 1
         self.seconds += time.perf_counter() - self.started
         self.losses.append(loss)
@@ -279,6 +298,7 @@ class Run:
 
     def validated(self, **metrics):
         """Writes a row with the metrics, last.pt, and best.pt if the first metric is the lowest so far."""
+        self.check(**metrics)
         self.log(**metrics)
         score = metrics[self.metrics[0]]
         if score < self.best:
@@ -302,7 +322,8 @@ class Run:
         """The bar on a terminal shows the latest row; elsewhere each row is a line."""
         shown = {"train_loss": train_loss, **metrics} if train_loss != "" else metrics
         text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        self.bar.set_postfix_str(f"{text}  {speed:,.0f} tokens/s")
+        if train_loss != "":
+            self.bar.set_postfix_str(f"train_loss {train_loss:.4f}  {speed:,.0f} tokens/s")
         if self.bar.disable or metrics:
             left = (self.cfg.max_steps - self.step) * self.seconds / self.step if self.step else 0
             self.bar.write(f"step {self.step:>{len(str(self.cfg.max_steps))}}/{self.cfg.max_steps}  {text}"

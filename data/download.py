@@ -105,7 +105,7 @@ def _attempt(url, part, *, size, provable, timeout):
     try:
         response = requests.get(url, headers=headers, stream=True, timeout=timeout)
     except (requests.ConnectionError, requests.Timeout) as fault:
-        raise _TryAgain(f"no answer ({fault})") from None
+        raise _TryAgain(f"no answer ({_shortly(fault)})") from None
     except requests.RequestException as fault:
         raise _Refused(fault) from None
     with response:
@@ -122,6 +122,13 @@ def _attempt(url, part, *, size, provable, timeout):
             raise _Refused("the server does not tell the file's length, and without size, sha256 or check nobody "
                            "would notice a cut")
         _receive(response, part, start=start, total=size if total is None else total)
+
+
+def _shortly(fault):
+    """The last words of requests' and urllib3's nested errors: '[Errno 111] Connection refused', say."""
+    inner = fault.args[0] if fault.args else fault
+    inner = getattr(inner, "reason", inner)    # urllib3.MaxRetryError wraps what happened
+    return str(inner).rsplit(": ", 1)[-1].rstrip("')>")
 
 
 def _promise(response, have):
@@ -266,14 +273,15 @@ def _locked(folder):
     """One process at a time in `folder`. The operating system keeps the lock, and drops it when the process dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as file:  # never deleted: those who wait for it would wait for nothing
-        if not _try_lock(file):
+        if not try_lock(file):
             _say(f"waiting for another process that is at work in {folder}")
-            while not _try_lock(file):
+            while not try_lock(file):
                 time.sleep(0.2)
         yield
 
 
-def _try_lock(file):
+def try_lock(file):
+    """Takes the lock on an open file for this process, until it closes the file or ends; False if another holds it."""
     try:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -49,21 +49,32 @@ def load(data, data_dir, max_len):
         train, val = text[:len(text) * 9 // 10], text[len(text) * 9 // 10:]
     for name, part in (("training", train), ("validation", val)):
         if len(part) <= max_len:
-            raise ValueError(f"{data}: the {name} part has {len(part):,} bytes, less than one context and its next byte "
-                             f"({max_len + 1}): give more text, or a smaller --max_len")
+            raise ValueError(f"{data}: the {name} part has {len(part):,} bytes, less than one context and its next "
+                             f"byte ({max_len + 1}): give more text, or a smaller --max_len")
     sha256 = hashlib.sha256(train + val).hexdigest()
     facts = {"data": data if data in ("torch", "shakespeare") else path.name, "bytes": len(train) + len(val),
              "train_bytes": len(train), "sha256": sha256, "bytes_per_token": 1.0}
-    return torch.frombuffer(bytearray(train), dtype=torch.uint8), torch.frombuffer(bytearray(val), dtype=torch.uint8), facts
+    return *(torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in (train, val)), facts
 
 
 def describe(facts):
     """One line on what is read, and a warning where its losses cannot be compared with the README's."""
     line = f"data: {facts['data']}, {facts['bytes']:,} bytes, SHA-256 {facts['sha256'][:16]}..."
     if facts["data"] == "torch" and facts["sha256"] != REFERENCE:
-        line += (f"\n      not the corpus of torch 2.13.0 (this is torch {torch.__version__}): its losses do not compare "
-                 f"with the README's")
+        line += (f"\n      not the corpus of torch 2.13.0 (this is torch {torch.__version__}): "
+                 f"its losses do not compare with the README's")
     return line
+
+
+def encode(prompt):
+    """str -> tokens (1, T), a token is a byte."""
+    return torch.tensor([list(prompt.encode(errors="surrogateescape"))])
+
+
+def decode(tokens):
+    """Tokens (T,) -> str fit for a terminal: what cannot be printed is shown as a dot."""
+    text = bytes(tokens.tolist()).decode(errors="replace")
+    return "".join(c if c.isprintable() or c in "\n\t" else "." for c in text)
 
 
 def batch(tokens, batch_size, length):
@@ -74,7 +85,7 @@ def batch(tokens, batch_size, length):
 
 
 def fixed_windows(tokens, length, at_most):
-    """Non-overlapping windows, the same in every evaluation: x, y (N, length), N <= at_most spread evenly over the text."""
+    """Non-overlapping windows, the same in every evaluation, evenly over the text: x, y (N <= at_most, length)."""
     starts = torch.arange(0, len(tokens) - length, length)
     if len(starts) > at_most:
         starts = starts[torch.linspace(0, len(starts) - 1, at_most).round().long()]

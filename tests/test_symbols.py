@@ -25,7 +25,7 @@ def test_relative_symbols_without_the_n_by_n_by_d_tensor(T, S, max_distance):
     pairs = retriever.library[(j - i).clamp(-max_distance, max_distance) + max_distance]       # (T, S, 8)
     sW = W_s(pairs).unflatten(-1, (2, 3)).repeat_interleave(2, dim=2)                    # (T, S, H, 3)
     expected = torch.einsum("bhij,ijhd->bhid", alpha, sW)
-    got = retriever.attend(alpha, W_s, n_kv_heads=2)
+    got = retriever.weighted_sum(alpha, W_s, n_kv_heads=2)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     weight = torch.randn_like(got)
     for ours, definition in zip(*(torch.autograd.grad((out * weight).sum(), [alpha, retriever.library, W_s.weight])
