@@ -8,8 +8,8 @@ A head is a question (who matters to me? alpha) and an answer (what is brought b
 keeps the question and changes the answer, so it shares what stands here: heads, rotary positions, masks, the cache.
 
 Shapes: B batch, T queries, S keys, H heads, G key/value heads (G < H: grouped-query attention), d_h = width of a head.
-The T queries are always the *last* T of the S positions: T = S when a whole sequence is read, T = 1 when a cached
-model writes its next token. That one rule fixes the causal mask and the relative offsets j - i.
+In self-attention the T queries are always the *last* T of the S positions: T = S when a whole sequence is read, T = 1
+when a cached model writes its next token. That one rule fixes the causal mask and the relative offsets j - i.
 """
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ def rotate(x, rope):
     """Turns each head of x (B, T, H, d_h) by its position's angle; features m and m + d_h/2 span plane m."""
     cos, sin = rope[0, :, None], rope[1, :, None]                      # (T, 1, d_h) each
     turned = torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)  # (a, b) -> (a cos - b sin, b cos + a sin)
-    return turned.type_as(x)                                           # bfloat16 turns in float32 and returns
+    return turned.type_as(x)                                           # under autocast a bfloat16 x turned in float32
 
 
 def split_heads(x, n_heads, rope=None):
@@ -64,7 +64,7 @@ def may_attend(causal, mask, q, k):
 def attention_weights(q, k, *, causal=False, mask=None):
     """alpha of Eq. 2, written out: (B, H, T, S). A query that may look at nobody gets a row of zeros."""
     k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)             # (B, H, S, d_h)
-    scores = q @ k.mT / q.size(-1) ** 0.5                              # (B, H, T, S)
+    scores = q / q.size(-1) ** 0.5 @ k.mT                              # (B, H, T, S); q first, or float16 overflows
     may = may_attend(causal, mask, q, k)
     if may is None:
         return scores.softmax(-1)

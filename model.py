@@ -129,7 +129,7 @@ class DualAttention(nn.Module):
 class MLP(nn.Module):
     """W_2 f(W_1 x), or with SwiGLU (Shazeer, 2020): W_2 (silu(W_1 x) * W_3 x).
 
-    gelu_tanh is the approximation that GPT-2 and the authors' checkpoints use: three times as slow as gelu on a CPU.
+    gelu_tanh is the approximation that GPT-2 and the authors' checkpoints use; on a CPU it is slower than gelu itself.
     """
 
     def __init__(self, cfg):
@@ -229,7 +229,7 @@ class Stack(nn.Module):
         n_retrievers = 0 if cfg.n_ra == 0 else 1 if cfg.shared_symbols else cfg.n_layers
         self.symbols = nn.ModuleList(make_symbols(cfg) for _ in range(n_retrievers))
         self.blocks = nn.ModuleList(block(cfg) for _ in range(cfg.n_layers))
-        self.norm = make_norm(cfg)                                   # with post-norm too, as in the authors' models
+        self.norm = make_norm(cfg)                                   # after post-norm too, as in the authors' LMs
 
     def forward(self, x, *, caches=None, **how):
         """x (B, T, d_model) -> (B, T, d_model); with `caches` (one per layer) x continues what they remember.
@@ -256,7 +256,7 @@ class Stack(nn.Module):
 def init_weights(model, n_layers):
     """GPT-2's: N(0, 0.02), biases 0, projections that write to the residual stream smaller by sqrt(2 L).
 
-    Symbols keep their N(0, 1). (authors' code: with SwiGLU the gate W_3 is scaled instead of the output W_2)
+    Symbols keep their start. (authors' code: with SwiGLU the linear branch W_3 is scaled instead of the output W_2)
     """
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):

@@ -6,7 +6,7 @@ A standard head brings back the features of the objects it looks at. A relationa
     a_i  =  sum_j alpha_ij ( r_ij W_r + s_j W_s )
 
     alpha_ij  = softmax_j( <q_i, k_j> / sqrt(d_h) )               whom to look at: as in any attention, per head
-    r_ij[l]   = <q_rel_i[l], k_rel_j[l]> / sqrt(rel_proj_dim)     R relations, shared by all heads, never masked
+    r_ij[l]   = <q_rel_i[l], k_rel_j[l]> / sqrt(rel_proj_dim)     R relations, shared by all heads, not masked
     s_j       = symbols                                           see symbols.py
 
 paper: neither square root; here both, as in the authors' code, so that neither grows with its width.
@@ -145,8 +145,8 @@ class RelationalAttention(nn.Module):
 class RelationalCrossAttention(Attention):
     """The ablation (Appendix D; Altabaa et al., 2024): the message is the symbol alone, a_i = sum_j alpha_ij s_j W_s.
 
-    Self-attention whose values come from symbols; W_v plays W_s. What it compares is what it looks at: alpha is
-    the only relation it has.
+    Self-attention whose values come from symbols; W_v plays W_s (paper: s_j itself; here a projection per head, as in
+    the authors' code). What it compares is what it looks at: alpha is the only relation it has.
     """
 
     def forward(self, x, symbols, *, causal=False, mask=None, rope=None, cache=None):

@@ -8,7 +8,8 @@ A symbol names the sender without describing it (Section 2.3). Three ways to giv
     SymbolicAttention         objects of the same kind share a name: a learned, soft classification (Eq. 4)
 
 Each is called as retriever(x, start) on x (B, T, d_model), whose first token stands at position `start` of its
-sequence, and returns what relational attention takes as `symbols`. All libraries start as N(0, 1).
+sequence, and returns what relational attention takes as `symbols`. Libraries start at random: N(0, 1), where the names
+belong to tokens (as in the authors' code, but for their positional symbols in language models, which are N(0, 0.02)).
 """
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,8 @@ class PositionRelativeSymbols(nn.Module):
     def __init__(self, d_model, max_distance):
         super().__init__()
         self.max_distance = max_distance
-        self.library = nn.Parameter(torch.randn(2 * max_distance + 1, d_model))   # s_{-max} ... s_0 ... s_{+max}
+        self.library = nn.Parameter(torch.empty(2 * max_distance + 1, d_model))   # s_{-max} ... s_0 ... s_{+max}
+        nn.init.xavier_uniform_(self.library)                          # as in the authors' code
 
     def forward(self, x, start=0):
         return self
@@ -70,7 +72,7 @@ class SymbolicAttention(nn.Module):
     trainable_symbols=False freezes S_lib at its random start (as in the published FineWeb checkpoints).
     At the start of a language model x W_q is small (both are N(0, 0.02)), so that all tokens share nearly one name;
     telling them apart is learned. The authors' models start so too.
-    Two details of the authors' code that Eq. 4 does not show: the scale 1/sqrt(d_h), and a bias in W_q.
+    As in the authors' code, and not in Eq. 4: the heads, the scale 1/sqrt(d_h) and a bias in W_q.
     """
 
     def __init__(self, d_model, n_symbols, n_heads, trainable_symbols=True, *, dropout=0.0):

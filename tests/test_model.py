@@ -1,4 +1,5 @@
 """The models: n_ra = 0 is PyTorch's Transformer, nothing leaks from the future, cached equals uncached."""
+import math
 from itertools import product
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from torch import nn
 
 import model as model_module
-from model import DecoderBlock, DualAttention, LanguageModel, Stack, TransformerConfig
+from model import MLP, DecoderBlock, DualAttention, LanguageModel, Stack, TransformerConfig
 
 SMALL = dict(vocab_size=13, d_model=16, n_layers=2, n_heads=4, n_ra=2, max_len=12, n_symbols=6, symbol_heads=2)
 SYMBOLS, POSITIONS = ["symbolic", "relative", "positional"], ["rope", "learned", "sinusoidal"]
@@ -22,33 +23,120 @@ def make(**options):
     return m
 
 
-@pytest.mark.parametrize("norm_first, bias, activation", list(product([True, False], [True, False], ["relu", "gelu", "gelu_tanh"])))
-def test_without_relational_heads_it_is_the_standard_transformer(norm_first, bias, activation):
-    m = make(n_ra=0, norm_first=norm_first, bias=bias, activation=activation, position="learned")
-    kind = {"relu": nn.ReLU(), "gelu": nn.GELU(), "gelu_tanh": nn.GELU(approximate="tanh")}[activation]
+KINDS = {"relu": nn.ReLU(), "gelu": nn.GELU(), "gelu_tanh": nn.GELU(approximate="tanh"), "silu": nn.SiLU()}
+
+
+def copy_attention(theirs, ours, names):
+    """Weights of our Attention into nn.MultiheadAttention; returns how many."""
+    numel = 0
+    for name in names:
+        qkv = torch.cat([getattr(W, name) for W in (ours.W_q, ours.W_k, ours.W_v)])
+        getattr(theirs, "in_proj_" + name).copy_(qkv)
+        getattr(theirs.out_proj, name).copy_(getattr(ours.W_o, name))
+        numel += qkv.numel() + getattr(ours.W_o, name).numel()
+    return numel
+
+
+def copy_all(pairs, names):
+    for theirs, ours in pairs:
+        for name in names:
+            getattr(theirs, name).copy_(getattr(ours, name))
+    return sum(getattr(ours, name).numel() for _, ours in pairs for name in names)
+
+
+@pytest.mark.parametrize("position", ["learned", "sinusoidal"])
+@pytest.mark.parametrize("norm_first, bias, activation", list(product([True, False], [True, False], KINDS)))
+def test_without_relational_heads_it_is_the_standard_transformer(norm_first, bias, activation, position):
+    m = make(n_ra=0, norm_first=norm_first, bias=bias, activation=activation, position=position)
+    kind, names = KINDS[activation], ["weight", "bias"] if bias else ["weight"]
     layer = nn.TransformerEncoderLayer(16, 4, 64, dropout=0.0, activation=kind, norm_first=norm_first, bias=bias,
                                        batch_first=True)
     reference = nn.TransformerEncoder(layer, 2, nn.LayerNorm(16, bias=bias), enable_nested_tensor=False).double().eval()
     copied = 0
     with torch.no_grad():
         for ours, theirs in zip(m.stack.blocks, reference.layers):
-            heads = ours.attention.sensory
-            pairs = [(theirs.self_attn.out_proj, heads.W_o), (theirs.linear1, ours.mlp.W_1), (theirs.linear2, ours.mlp.W_2),
-                     (theirs.norm1, ours.residual_attention.norm), (theirs.norm2, ours.residual_mlp.norm)]
-            for name in ["weight", "bias"] if bias else ["weight"]:
-                qkv = torch.cat([getattr(W, name) for W in (heads.W_q, heads.W_k, heads.W_v)])
-                getattr(theirs.self_attn, "in_proj_" + name).copy_(qkv)
-                copied += qkv.numel()
-                for to, frm in pairs:
-                    getattr(to, name).copy_(getattr(frm, name))
-                    copied += getattr(frm, name).numel()
+            copied += copy_attention(theirs.self_attn, ours.attention.sensory, names)
+            copied += copy_all([(theirs.linear1, ours.mlp.W_1), (theirs.linear2, ours.mlp.W_2),
+                                (theirs.norm1, ours.residual_attention.norm), (theirs.norm2, ours.residual_mlp.norm)], names)
         reference.norm.load_state_dict(m.stack.norm.state_dict())
     assert copied == sum(p.numel() for p in m.stack.blocks.parameters())           # nothing else is in our blocks
     idx = torch.randint(13, (2, 9))
-    x = m.embedding(idx) + m.stack.positions.weight[:9]
+    if position == "learned":
+        x = m.embedding(idx) + m.stack.positions.weight[:9]
+    else:                                                                           # Vaswani et al., 3.4 and 3.5
+        table = torch.tensor([[(math.cos if c % 2 else math.sin)(t / 10000 ** (c // 2 * 2 / 16)) for c in range(16)]
+                              for t in range(9)])
+        x = m.embedding(idx) * 4 + table
     future = torch.ones(9, 9, dtype=torch.bool).triu(1)
     expected = reference(x, mask=future) @ m.embedding.weight.T
-    torch.testing.assert_close(m(idx)[0], expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(m(idx)[0], expected, rtol=0, atol=1e-10 if position == "learned" else 1e-4)   # float32 table
+
+
+@pytest.mark.parametrize("norm_first, bias", list(product([True, False], [True, False])))
+@torch.no_grad()
+def test_without_relational_heads_the_decoder_block_is_pytorchs(norm_first, bias):
+    """Algorithm 3: self-attention, cross-attention, MLP, in this order and each with its residual and norm."""
+    torch.manual_seed(0)
+    cfg, names = TransformerConfig(**{**SMALL, "n_ra": 0, "norm_first": norm_first, "bias": bias}), ["weight", "bias"][:1 + bias]
+    ours = DecoderBlock(cfg).double()
+    for p in ours.parameters():
+        p.add_(torch.randn_like(p), alpha=0.3)
+    theirs = nn.TransformerDecoderLayer(16, 4, 64, dropout=0.0, activation="gelu", norm_first=norm_first, bias=bias,
+                                        batch_first=True).double()
+    copied = copy_attention(theirs.self_attn, ours.attention.sensory, names)
+    copied += copy_attention(theirs.multihead_attn, ours.cross, names)
+    copied += copy_all([(theirs.linear1, ours.mlp.W_1), (theirs.linear2, ours.mlp.W_2),
+                        (theirs.norm1, ours.residual_attention.norm), (theirs.norm2, ours.residual_cross.norm),
+                        (theirs.norm3, ours.residual_mlp.norm)], names)
+    assert copied == sum(p.numel() for p in ours.parameters())
+    x, y = torch.randn(2, 6, 16, dtype=torch.float64), torch.randn(2, 8, 16, dtype=torch.float64)
+    seen, future = torch.arange(8)[None] < torch.tensor([8, 5])[:, None], torch.ones(6, 6, dtype=torch.bool).triu(1)
+    expected = theirs(x, y, tgt_mask=future, memory_key_padding_mask=~seen)
+    torch.testing.assert_close(ours(x, context=y, context_mask=seen, causal=True), expected, rtol=0, atol=1e-10)
+
+
+def test_swiglu_and_rmsnorm_are_their_formulas():
+    mlp, x = MLP(TransformerConfig(d_model=48, activation="swiglu")).double(), torch.randn(3, 48, dtype=torch.float64)
+    assert mlp.W_1.out_features == 128                                              # 8/3 d_model
+    gate, value = x @ mlp.W_1.weight.T, x @ mlp.W_3.weight.T
+    torch.testing.assert_close(mlp(x), (gate / (1 + (-gate).exp()) * value) @ mlp.W_2.weight.T, rtol=0, atol=1e-12)
+    m = make(norm="rmsnorm")
+    x = 1e-2 * torch.randn(3, 16, dtype=torch.float64)                              # small, so that eps counts
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * m.stack.norm.weight
+    torch.testing.assert_close(m.stack.norm(x), expected, rtol=0, atol=1e-12)
+
+
+def test_symbols_are_read_off_the_residual_stream_before_each_blocks_norm():
+    m, entering, retrieved = make(), [], []
+    m.stack.symbols[0].register_forward_hook(lambda module, args, out: retrieved.append((args[0], out)))
+    for block in m.stack.blocks:
+        block.register_forward_pre_hook(lambda module, args: entering.append(args[:2]))
+    m(torch.randint(13, (2, 7)))
+    assert len(entering) == len(retrieved) == 2
+    assert all(x is x2 and s is s2 for (x, s), (x2, s2) in zip(entering, retrieved))
+    assert not torch.equal(entering[0][0], entering[1][0])
+
+
+def test_dropout_acts_on_embeddings_branches_heads_and_symbols_in_training_only():
+    cfg = TransformerConfig(**{**SMALL, "dropout": 0.5})
+    for options in VARIANTS:
+        m, idx = make(**options, dropout=0.5), torch.randint(13, (2, 12))
+        assert torch.equal(m(idx)[0], m(idx)[0])                                    # make() left it in evaluation mode
+    stack = Stack(cfg)
+    x, heads = torch.ones(2, 6, 16), stack.blocks[0].attention
+    assert heads.sensory.dropout == heads.relational.dropout == stack.symbols[0].dropout == stack.dropout.p == 0.5
+    assert set(stack.blocks[0].residual_mlp(0 * x, lambda h: x).unique().tolist()) == {0.0, 2.0}
+    stack.blocks, stack.norm = nn.ModuleList(), nn.Identity()
+    assert set(stack(x).unique().tolist()) == {0.0, 2.0}
+
+
+def test_options_of_the_symbols_reach_them():
+    library = lambda **options: make(**options).stack.symbols[0].library            # noqa: E731
+    assert library(symbols="relative").shape == (2 * 12 + 1, 16)                    # up to max_len by default
+    assert library(symbols="relative", max_distance=3).shape == (7, 16)
+    assert library(symbols="positional").shape == (12, 16) and library().shape == (6, 16)
+    assert library().requires_grad and not library(trainable_symbols=False).requires_grad
+    assert make(symbol_heads=4).stack.symbols[0].n_heads == 4
 
 
 def test_without_relational_heads_nothing_relational_is_left_behind():
@@ -126,6 +214,21 @@ def test_the_cache_keeps_relation_keys_once_and_not_per_head():
     assert all(buffer.size(2) == 12 for buffer in caches[0].buffers.values())       # room for max_len: bounded
 
 
+def test_a_full_context_drops_its_oldest_half(monkeypatch):
+    """Uncached, each step reads the context: it grows to max_len = 12, falls to 6 and grows again."""
+    m, lengths, forward = make(), [], LanguageModel.forward
+
+    def counting(self, idx, targets=None, caches=None):
+        lengths.append(idx.size(1))
+        return forward(self, idx, targets, caches)
+    monkeypatch.setattr(LanguageModel, "forward", counting)
+    m.generate(torch.zeros(1, 10, dtype=torch.long), 12, use_cache=False)
+    assert lengths == [10, 11, 12, 6, 7, 8, 9, 10, 11, 12, 6, 7]
+    lengths.clear()
+    m.generate(torch.zeros(1, 10, dtype=torch.long), 12)
+    assert lengths == [10, 1, 1, 6, 1, 1, 1, 1, 1, 1, 6, 1]
+
+
 def test_generation_obeys_temperature_and_top_k():
     m, idx = make(), torch.randint(13, (1, 4))
     assert torch.equal(m.generate(idx, 8, temperature=0), m.generate(idx, 8, temperature=1.0, top_k=1))
@@ -133,6 +236,7 @@ def test_generation_obeys_temperature_and_top_k():
     likely = set(m(idx)[0][0, -1].topk(3).indices.tolist())
     drawn = {m.generate(idx, 1, temperature=3.0, top_k=3)[0, -1].item() for _ in range(60)}
     assert drawn == likely
+    assert torch.equal(m.generate(idx, 8, temperature=1e-6), m.generate(idx, 8, temperature=0))    # cold is greedy
     m.train()
     m.generate(idx, 1)
     assert m.training                                                               # as it was before

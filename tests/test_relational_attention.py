@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attention import attention_weights, rope_table, rotate
+from attention import Attention, attend, attention_weights, rope_table, rotate
 from relational_attention import REL_ACTIVATIONS, RelationalAttention, RelationalCrossAttention
 from symbols import PositionalSymbols, PositionRelativeSymbols, SymbolicAttention
 
@@ -28,46 +28,45 @@ def make_mask(kind):
     return None
 
 
+def turned(vector, place, rope):
+    """Rotary position: the feature pairs (c, c + d_h/2) turned by place * 10000^(-2c/d_h)."""
+    out, half = vector.clone(), len(vector) // 2
+    for c in range(half if rope else 0):
+        angle = place * 10000.0 ** (-c / half)
+        out[c] = vector[c] * math.cos(angle) - vector[c + half] * math.sin(angle)
+        out[c + half] = vector[c + half] * math.cos(angle) + vector[c] * math.sin(angle)
+    return out
+
+
 def eq3_with_loops(m, x, symbols, causal, mask, rope):
-    """Eq. 3 read aloud: every sum a loop over numbers, nothing batched, nothing shared with the implementation."""
+    """Eq. 3 read aloud, with the square roots: every sum a loop over numbers, nothing shared with the implementation."""
     H, R, p, d_h = m.n_heads, m.n_relations, m.rel_proj_dim, m.W_r.shape[-1]
     out = torch.zeros(*x.shape[:2], H * d_h, dtype=x.dtype)
-
-    def turned(vector, place):                               # rotary position: feature pairs (c, c + d_h/2)
-        if rope is None:
-            return vector
-        half, turned = d_h // 2, vector.clone()
-        for c in range(half):
-            angle = place * 10000.0 ** (-2 * c / d_h)
-            turned[c] = vector[c] * math.cos(angle) - vector[c + half] * math.sin(angle)
-            turned[c + half] = vector[c + half] * math.cos(angle) + vector[c] * math.sin(angle)
-        return turned
-
     for b, i, h in product(range(len(x)), range(x.size(1)), range(H)):
         g = h // (H // m.n_kv_heads)                         # the key/value head that query head h uses
-        q = turned(m.W_q.weight[h * d_h:(h + 1) * d_h] @ x[b, i], i)
+        q = turned(m.W_q(x[b, i])[h * d_h:(h + 1) * d_h], i, rope)
         scores, messages = [], []
         for j in range(x.size(1)):
             if causal and j > i or mask is not None and not (
                     mask[b, j] if mask.dim() == 2 else mask[b, h, i, j]):
                 continue
-            k = turned(m.W_k.weight[g * d_h:(g + 1) * d_h] @ x[b, j], j)
+            k = turned(m.W_k(x[b, j])[g * d_h:(g + 1) * d_h], j, rope)
             scores.append(sum(q * k) / math.sqrt(d_h))
             message = torch.zeros(d_h, dtype=x.dtype)
             W_k_rel = m.W_q_rel if m.symmetric else m.W_k_rel
             for l in range(R):
                 rows = slice(l * p, (l + 1) * p)
-                r = (m.W_q_rel.weight[rows] @ x[b, i]) @ (W_k_rel.weight[rows] @ x[b, j]) / math.sqrt(p)
+                r = m.W_q_rel(x[b, i])[rows] @ W_k_rel(x[b, j])[rows] / math.sqrt(p)
                 message += r * m.W_r[h, l]
             if isinstance(symbols, PositionRelativeSymbols):
                 s = symbols.library[max(-symbols.max_distance, min(symbols.max_distance, j - i)) + symbols.max_distance]
             else:
                 s = symbols[j] if symbols.dim() == 2 else symbols[b, j]
-            messages.append(message + m.W_s.weight[g * d_h:(g + 1) * d_h] @ s)
+            messages.append(message + m.W_s(s)[g * d_h:(g + 1) * d_h])
         if scores:
             weights = [math.exp(score) for score in scores]
             out[b, i, h * d_h:(h + 1) * d_h] = sum(w / sum(weights) * a for w, a in zip(weights, messages))
-    return out @ m.W_o.weight.T
+    return m.W_o(out)
 
 
 def outputs_and_gradients(m, retriever, x, causal, mask, rope, literal):
@@ -85,18 +84,19 @@ def outputs_and_gradients(m, retriever, x, causal, mask, rope, literal):
 @pytest.mark.parametrize("causal", [False, True])
 def test_loops_literal_and_fast_form_agree(causal, mask_kind, symbols):
     mask = make_mask(mask_kind)
-    for n_kv_heads, symmetric, rope, (R, p) in product([None, 2], [False, True], [False, True], [(None, None), (3, 5)]):
+    for n_kv_heads, symmetric, rope, (R, p, bias) in product(
+            [None, 2], [False, True], [False, True], [(None, None, False), (3, 5, True)]):
         torch.manual_seed(0)
         m = RelationalAttention(D, 4, total_heads=4, n_relations=R, rel_proj_dim=p, n_kv_heads=n_kv_heads,
-                                symmetric=symmetric).double()
+                                symmetric=symmetric, bias=bias).double()
         retriever, x = make_symbols(symbols), torch.randn(B, T, D, dtype=torch.float64)
-        rope = rope_table(T, D // 4).double() if rope else None
-        fast, literal = (outputs_and_gradients(m, retriever, x, causal, mask, rope, which) for which in (False, True))
+        table = rope_table(T, D // 4).double() if rope else None
+        fast, literal = (outputs_and_gradients(m, retriever, x, causal, mask, table, which) for which in (False, True))
         for ours, definition in zip(fast, literal):
             torch.testing.assert_close(ours, definition, rtol=0, atol=1e-10)
         with torch.no_grad():
             loops = eq3_with_loops(m, x, retriever(x), causal, mask, rope)
-        torch.testing.assert_close(fast[0], loops, rtol=0, atol=1e-6 if rope is not None else 1e-10)  # float32 rope table
+        torch.testing.assert_close(fast[0], loops, rtol=0, atol=1e-6 if rope else 1e-10)         # the table is float32
 
 
 def test_a_group_within_a_larger_layer_has_the_layers_head_width():
@@ -158,6 +158,10 @@ def test_relation_activations_and_their_causality(activation):
                     "gelu": r_plain * (1 + torch.erf(r_plain / 2 ** 0.5)) / 2}[activation]
         torch.testing.assert_close(r, expected)
     torch.testing.assert_close(m(x, x, causal=True), out)    # the fast path gives way to the literal one
+    alpha = m(x, x, causal=True, need_weights=True)[1]
+    messages = torch.einsum("brij,hrd->bhijd", r, m.W_r) + m.W_s(x).unflatten(-1, (2, -1)).transpose(1, 2)[:, :, None]
+    a = torch.einsum("bhij,bhijd->bihd", alpha, messages).flatten(2)                # a_i = sum_j alpha_ij (r W_r + s W_s)
+    torch.testing.assert_close(out, m.W_o(a))
     changed = x.clone()
     changed[:, 3] += 1
     torch.testing.assert_close(m(changed, changed, causal=True)[:, :3], out[:, :3], rtol=0, atol=1e-14)
@@ -175,28 +179,73 @@ def test_rope_turns_attention_by_distance_and_leaves_relations_alone():
     assert torch.equal(m(x, x, need_weights=True)[2], m(x, x, rope=rope_table(T, 4), need_weights=True)[2])
 
 
-def test_attention_dropout_is_for_training_only():
-    m, x = RelationalAttention(D, 4, dropout=0.5), torch.randn(B, T, D)
-    assert not torch.equal(m(x, x), m(x, x))
-    m.eval()
-    assert torch.equal(m(x, x), m(x, x))
-    torch.testing.assert_close(m(x, x), m(x, x, need_weights=True)[0])
+def heads_with_loops(m, x, values, causal, rope):
+    """Eq. 2, every sum a loop: heads of a module with W_q, W_k, W_v, W_o; values[b][i][j] is what j offers to i."""
+    H, G = m.n_heads, m.n_kv_heads
+    d_h = m.W_q.weight.size(0) // H
+    out = torch.zeros(*x.shape[:2], H * d_h, dtype=x.dtype)
+    for b, i, h in product(range(len(x)), range(x.size(1)), range(H)):
+        rows, shared = slice(h * d_h, (h + 1) * d_h), slice(h // (H // G) * d_h, (h // (H // G) + 1) * d_h)
+        q = turned(m.W_q(x[b, i])[rows], i, rope)
+        seen = [j for j in range(x.size(1)) if not causal or j <= i]
+        weights = [math.exp(sum(q * turned(m.W_k(x[b, j])[shared], j, rope)) / math.sqrt(d_h)) for j in seen]
+        out[b, i, rows] = sum(w / sum(weights) * m.W_v(values(b, i, j))[shared] for w, j in zip(weights, seen))
+    return m.W_o(out)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("n_kv_heads, rope, bias", [(4, False, True), (2, True, False), (1, True, True)])
+def test_sensory_and_rca_heads_are_eq_2_with_loops(n_kv_heads, rope, bias):
+    torch.manual_seed(0)
+    x, table = torch.randn(B, T, D, dtype=torch.float64), rope_table(T, D // 4).double() if rope else None
+    sensory = Attention(D, 4, n_kv_heads=n_kv_heads, bias=bias).double()
+    expected = heads_with_loops(sensory, x, lambda b, i, j: x[b, j], True, rope)
+    torch.testing.assert_close(sensory(x, causal=True, rope=table), expected, rtol=0, atol=1e-6 if rope else 1e-12)
+    rca = RelationalCrossAttention(D, 4, n_kv_heads=n_kv_heads, bias=bias).double()
+    for kind in ("symbolic", "relative", "positional"):
+        s = make_symbols(kind)(x)
+
+        def symbol(b, i, j):
+            return s.library[max(-2, min(2, j - i)) + 2] if kind == "relative" else s[j] if s.dim() == 2 else s[b, j]
+        expected = heads_with_loops(rca, x, symbol, True, rope)
+        torch.testing.assert_close(rca(x, s, causal=True, rope=table), expected, rtol=0, atol=1e-6 if rope else 1e-12)
+
+
+@pytest.mark.parametrize("Heads", [Attention, RelationalAttention, RelationalCrossAttention])
 @pytest.mark.parametrize("symbols", ["symbolic", "relative", "positional"])
-def test_rca_brings_back_symbols_and_nothing_else(symbols):
-    """Appendix D: a_i = sum_j alpha_ij s_j W_s."""
-    m, retriever = RelationalCrossAttention(D, 4, n_kv_heads=2).double(), make_symbols(symbols)
-    x, mask = torch.randn(B, T, D, dtype=torch.float64), make_mask("padding")
-    q = m.W_q(x).unflatten(-1, (4, -1)).transpose(1, 2)
-    k = m.W_k(x).unflatten(-1, (2, -1)).transpose(1, 2)
+def test_attention_dropout_is_for_training_only(Heads, symbols):
+    """Of each kind of head on each path: the dropout of one key's weight shows in the output."""
+    m, retriever, x = Heads(D, 4, dropout=0.5), make_symbols(symbols).float(), torch.randn(B, T, D)
+    s = () if Heads is Attention else (retriever(x),)
+    assert not torch.equal(m(x, *s), m(x, *s))
+    m.eval()
+    assert torch.equal(m(x, *s), m(x, *s))
+
+
+def test_the_literal_form_drops_symbols_too_and_returns_the_weights_before_dropout():
+    m, x = RelationalAttention(D, 4, dropout=0.5), torch.randn(B, T, D)
+    with torch.no_grad():
+        m.W_r.zero_()                                        # only symbols are left in the message
+    (out, alpha, _), (out2, alpha2, _) = m(x, x, need_weights=True), m(x, x, need_weights=True)
+    assert not torch.equal(out, out2) and torch.equal(alpha, alpha2)
+    torch.testing.assert_close(alpha.sum(-1), torch.ones(B, 4, T))
+
+
+def test_a_mask_holds_for_a_single_query_too():
+    """As in cached decoding: T = 1 query, S keys of which some are padding."""
+    q, k, v = torch.randn(B, 4, 1, 3), torch.randn(B, 4, T, 3), torch.randn(B, 4, T, 3)
+    mask = make_mask("padding")
     alpha = attention_weights(q, k, causal=True, mask=mask)
-    expected = torch.zeros(B, T, D, dtype=torch.float64)
-    for b, i, h, j in product(range(B), range(T), range(4), range(T)):
-        s = retriever(x)
-        s = s.library[max(-2, min(2, j - i)) + 2] if symbols == "relative" else s[j] if s.dim() == 2 else s[b, j]
-        expected[b, i, h * 4:h * 4 + 4] += alpha[b, h, i, j] * m.W_v(s)[h // 2 * 4:h // 2 * 4 + 4]
-    torch.testing.assert_close(m(x, retriever(x), causal=True, mask=mask), m.W_o(expected), rtol=0, atol=1e-10)
+    assert alpha[1, ..., 3:].abs().max() == 0
+    torch.testing.assert_close(attend(q, k, v, causal=True, mask=mask), alpha @ v)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_lower_precision_stays_in_its_type_and_near_the_truth(dtype):
+    x = torch.randn(1, 1, 5, 4).to(dtype).transpose(1, 2)
+    assert rotate(x, rope_table(5, 4)).dtype == dtype
+    q = 50 * torch.ones(1, 1, 2, 64, dtype=dtype)            # <q, k> = 160,000: above the largest float16
+    assert attention_weights(q, q).isfinite().all()
 
 
 class LargestTensor(TorchDispatchMode):
@@ -234,5 +283,7 @@ def test_impossible_shapes_are_refused_in_words():
         with pytest.raises(ValueError, match=word):
             RelationalAttention(16, **wrong)
     x = torch.randn(2, 5, 16)
-    with pytest.raises(ValueError, match=r"mask\[None, None\]"):
-        RelationalAttention(16, 4)(x, x, mask=torch.ones(5, 5, dtype=torch.bool))
+    for mask, word in [(torch.ones(5, 5, dtype=torch.bool), r"mask\[None, None\]"), (torch.ones(2, 5), "boolean"),
+                       (torch.ones(2, 5, 5, dtype=torch.bool), "2 or 4 dimensions")]:
+        with pytest.raises(ValueError, match=word):
+            RelationalAttention(16, 4)(x, x, mask=mask)
