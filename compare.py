@@ -16,7 +16,7 @@ import training
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt                                      # noqa: E402  (after the choice of backend)
-from matplotlib.ticker import EngFormatter                           # noqa: E402
+from matplotlib.ticker import EngFormatter, MaxNLocator              # noqa: E402
 
 # 97.5% points of Student's t for 1 ... 30 degrees of freedom; beyond 30 the last one errs on the wide side
 T975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -86,6 +86,7 @@ def draw(groups, path):
                 draw_group(ax, runs, x, y, color, label)
             ax.set_xlabel(xs[x])
             ax.xaxis.set_major_formatter(EngFormatter())              # 1.5 M tokens
+            ax.xaxis.set_major_locator(MaxNLocator(5))
             ax.grid(alpha=0.3)
         row[0].set_ylabel(ys[y])
         bytes_per_token = {r["facts"]["bytes_per_token"] for runs in groups.values() for r in runs}

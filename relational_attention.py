@@ -40,7 +40,7 @@ class RelationalAttention(nn.Module):
     rel_proj_dim    p, the width in which one relation compares two objects; default n_heads * d_h / R
     n_kv_heads      key and symbol heads, each shared by n_heads / n_kv_heads query heads; relations are shared anyway
     symmetric       W_q_rel = W_k_rel: r_ij = r_ji, a positive semi-definite kernel
-    rel_activation  applied to r; any but identity breaks the identity above and costs n x n x R memory
+    rel_activation  applied to r; any but "identity" breaks the equation above and costs n x n x R memory
     Raises ValueError for widths that do not divide.
     """
 

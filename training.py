@@ -211,7 +211,7 @@ class Run:
             self.write_log([])
         self.write_record()
         self.bar = tqdm(total=self.cfg.max_steps, initial=self.step, leave=False, disable=not sys.stderr.isatty(),
-                        bar_format="{n_fmt}/{total_fmt} |{bar:20}| {remaining} left  {postfix}")
+                        bar_format="{n_fmt}/{total_fmt} |{bar:20}| {remaining} left{postfix}")
 
     def restore(self, path, record):
         """Takes up the checkpoint at `path`; `record` is its folder's config.json as `found`."""

@@ -57,7 +57,8 @@ def test_without_relational_heads_it_is_the_standard_transformer(norm_first, bia
         for ours, theirs in zip(m.stack.blocks, reference.layers):
             copied += copy_attention(theirs.self_attn, ours.attention.sensory, names)
             copied += copy_all([(theirs.linear1, ours.mlp.W_1), (theirs.linear2, ours.mlp.W_2),
-                                (theirs.norm1, ours.residual_attention.norm), (theirs.norm2, ours.residual_mlp.norm)], names)
+                                (theirs.norm1, ours.residual_attention.norm),
+                                (theirs.norm2, ours.residual_mlp.norm)], names)
         reference.norm.load_state_dict(m.stack.norm.state_dict())
     assert copied == sum(p.numel() for p in m.stack.blocks.parameters())           # nothing else is in our blocks
     idx = torch.randint(13, (2, 9))
@@ -69,7 +70,8 @@ def test_without_relational_heads_it_is_the_standard_transformer(norm_first, bia
         x = m.embedding(idx) * 4 + table
     future = torch.ones(9, 9, dtype=torch.bool).triu(1)
     expected = reference(x, mask=future) @ m.embedding.weight.T
-    torch.testing.assert_close(m(idx)[0], expected, rtol=0, atol=1e-10 if position == "learned" else 1e-4)   # float32 table
+    tolerance = 1e-10 if position == "learned" else 1e-4                            # our table of sinusoids is float32
+    torch.testing.assert_close(m(idx)[0], expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("norm_first, bias", list(product([True, False], [True, False])))
@@ -77,7 +79,8 @@ def test_without_relational_heads_it_is_the_standard_transformer(norm_first, bia
 def test_without_relational_heads_the_decoder_block_is_pytorchs(norm_first, bias):
     """Algorithm 3: self-attention, cross-attention, MLP, in this order and each with its residual and norm."""
     torch.manual_seed(0)
-    cfg, names = TransformerConfig(**{**SMALL, "n_ra": 0, "norm_first": norm_first, "bias": bias}), ["weight", "bias"][:1 + bias]
+    cfg = TransformerConfig(**{**SMALL, "n_ra": 0, "norm_first": norm_first, "bias": bias})
+    names = ["weight", "bias"] if bias else ["weight"]
     ours = DecoderBlock(cfg).double()
     for p in ours.parameters():
         p.add_(torch.randn_like(p), alpha=0.3)
@@ -147,7 +150,7 @@ def test_without_relational_heads_nothing_relational_is_left_behind():
 
 
 def test_dual_attention_is_the_two_groups_side_by_side():
-    """Algorithm 1: concat(e, a), each group with its own output projection and a share of d_model equal to its heads."""
+    """Algorithm 1: concat(e, a), each group with its own output projection and a share of d_model."""
     torch.manual_seed(0)
     attention = DualAttention(TransformerConfig(**{**SMALL, "n_ra": 1}))
     x, s = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
@@ -271,7 +274,7 @@ def test_every_parameter_learns_and_the_config_options_take_effect(options):
 
 def test_shared_projections_and_shared_symbols_are_shared():
     count = lambda **options: sum(p.numel() for p in make(**options).parameters())  # noqa: E731
-    assert count() - count(share_qk=True) == 2 * 2 * 16 * 8                         # two layers' W_q and W_k of one group
+    assert count() - count(share_qk=True) == 2 * 2 * 16 * 8                         # W_q, W_k in two layers
     retriever = 16 * 16 + 16 + 2 * 6 * 16                                           # W_q with bias, templates, library
     assert count(shared_symbols=False) - count() == retriever
     assert count() - count(symmetric=True) == 2 * 16 * 8                            # two layers' W_k_rel
@@ -322,7 +325,8 @@ def test_the_decoder_block_reads_its_context_through_its_mask_and_keeps_causalit
     assert (stack(x, causal=True, context=y2, context_mask=seen)[1] - out[1]).abs().amax(-1).min() > 1e-6
     x2 = x.clone()
     x2[:, 4] += 1
-    torch.testing.assert_close(stack(x2, causal=True, context=y, context_mask=seen)[:, :4], out[:, :4], rtol=0, atol=1e-12)
+    torch.testing.assert_close(stack(x2, causal=True, context=y, context_mask=seen)[:, :4], out[:, :4],
+                               rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("symbols", SYMBOLS)
@@ -335,9 +339,11 @@ def test_padding_in_an_encoder_changes_nothing_for_the_others(symbols):
 
 
 @pytest.mark.parametrize("wrong, words", [
-    (dict(n_ra=9, n_heads=8), "n_ra=9.*n_heads=8"), (dict(d_model=30), "d_model=30.*n_heads=4"), (dict(n_layers=0), "n_layers"),
+    (dict(n_ra=9, n_heads=8), "n_ra=9.*n_heads=8"), (dict(d_model=30), "d_model=30.*n_heads=4"),
+    (dict(n_layers=0), "n_layers"),
     (dict(n_ra=-1), "n_ra"), (dict(position="rop"), "choose from rope"), (dict(dropout=1.0), "dropout"),
-    (dict(n_kv_heads=3), "n_kv_heads=3"), (dict(share_qk=True, n_ra=1), "share_qk"), (dict(symbol_heads=3), "symbol_heads"),
+    (dict(n_kv_heads=3), "n_kv_heads=3"), (dict(share_qk=True, n_ra=1), "share_qk"),
+    (dict(symbol_heads=3), "symbol_heads"),
     (dict(d_model=12, n_heads=4), "even"), (dict(n_relations=3), "rel_proj_dim")], ids=str)
 def test_what_cannot_be_built_is_refused_in_one_line(wrong, words):
     with pytest.raises(ValueError, match=words) as error:

@@ -39,7 +39,7 @@ def turned(vector, place, rope):
 
 
 def eq3_with_loops(m, x, symbols, causal, mask, rope):
-    """Eq. 3 read aloud, with the square roots: every sum a loop over numbers, nothing shared with the implementation."""
+    """Eq. 3 read aloud, with the square roots: every sum a loop, nothing shared with the implementation."""
     H, R, p, d_h = m.n_heads, m.n_relations, m.rel_proj_dim, m.W_r.shape[-1]
     out = torch.zeros(*x.shape[:2], H * d_h, dtype=x.dtype)
     for b, i, h in product(range(len(x)), range(x.size(1)), range(H)):
@@ -114,7 +114,7 @@ def test_symmetric_relations_are_a_symmetric_positive_semidefinite_kernel():
     _, _, r = m(x, x, causal=True, need_weights=True)
     torch.testing.assert_close(r, r.mT, rtol=0, atol=1e-12)
     assert torch.linalg.eigvalsh(r).min() > -1e-10
-    m = RelationalAttention(32, 4, n_relations=3, rel_proj_dim=6).double()         # and without the option they are neither
+    m = RelationalAttention(32, 4, n_relations=3, rel_proj_dim=6).double()  # without the option: neither
     _, _, r = m(x, x, need_weights=True)
     assert (r - r.mT).abs().max() > 0.1
 
@@ -130,8 +130,8 @@ def test_weights_sum_to_one_over_those_who_may_be_seen():
 @pytest.mark.parametrize("symbols", ["symbolic", "relative", "positional"])
 @pytest.mark.parametrize("literal", [False, True])
 def test_who_may_see_nobody_receives_nothing_and_sends_no_gradient(symbols, literal):
-    m, retriever, x = RelationalAttention(D, 4).double(), make_symbols(symbols), torch.randn(B, T, D, dtype=torch.float64)
-    x.requires_grad_()
+    m, retriever = RelationalAttention(D, 4).double(), make_symbols(symbols)
+    x = torch.randn(B, T, D, dtype=torch.float64, requires_grad=True)
     mask = torch.ones(B, T, dtype=torch.bool)
     mask[1] = False                                          # the second sequence is all padding
     out = m(x, retriever(x), mask=mask, need_weights=literal)
@@ -160,7 +160,7 @@ def test_relation_activations_and_their_causality(activation):
     torch.testing.assert_close(m(x, x, causal=True), out)    # the fast path gives way to the literal one
     alpha = m(x, x, causal=True, need_weights=True)[1]
     messages = torch.einsum("brij,hrd->bhijd", r, m.W_r) + m.W_s(x).unflatten(-1, (2, -1)).transpose(1, 2)[:, :, None]
-    a = torch.einsum("bhij,bhijd->bihd", alpha, messages).flatten(2)                # a_i = sum_j alpha_ij (r W_r + s W_s)
+    a = torch.einsum("bhij,bhijd->bihd", alpha, messages).flatten(2)     # a_i = sum_j alpha_ij (r W_r + s W_s)
     torch.testing.assert_close(out, m.W_o(a))
     changed = x.clone()
     changed[:, 3] += 1
@@ -279,7 +279,8 @@ def test_memory_grows_linearly_with_the_sequence():
 
 def test_impossible_shapes_are_refused_in_words():
     for wrong, word in [(dict(n_heads=3), "multiple"), (dict(n_heads=4, n_kv_heads=3), "n_kv_heads"),
-                        (dict(n_heads=4, n_relations=3), "rel_proj_dim"), (dict(n_heads=4, rel_activation="sin"), "choose")]:
+                        (dict(n_heads=4, n_relations=3), "rel_proj_dim"),
+                        (dict(n_heads=4, rel_activation="sin"), "choose")]:
         with pytest.raises(ValueError, match=word):
             RelationalAttention(16, **wrong)
     x = torch.randn(2, 5, 16)

@@ -60,7 +60,7 @@ def test_a_finished_run_is_reused_only_if_options_data_and_code_agree(tiny, tmp_
     train_lm.main(args)
     assert ": reused" not in capsys.readouterr().out and (only_run() / "last.pt").stat().st_mtime_ns != stamp
     old = only_run().with_name(only_run().name + ".old")
-    assert (old / "last.pt").stat().st_mtime_ns == stamp                             # the earlier one was moved, not lost
+    assert (old / "last.pt").stat().st_mtime_ns == stamp                  # the earlier one was moved, not lost
     (tmp_path / "text.txt").write_text("another text, as long as it need be. " * 40)
     train_lm.main(args)
     assert ": reused" not in capsys.readouterr().out
@@ -144,7 +144,7 @@ def test_resume_refuses_a_checkpoint_of_another_shape(tiny, tmp_path, only_run, 
     assert "embedding.weight is (256, 32) there, (256, 16) in this model" in error
 
 
-@pytest.mark.parametrize("dies_at", [3, 17])                                         # before the first validation, after it
+@pytest.mark.parametrize("dies_at", [3, 17])              # before the first validation, after it
 def test_resume_after_a_crash_equals_an_uninterrupted_run(dies_at, tiny, tmp_path, only_run, monkeypatch):
     train_lm.main([*tiny, *LONG])
     whole = outcome(only_run())
@@ -236,7 +236,7 @@ def test_resume_takes_no_finished_run_of_other_code_and_no_other_data(tiny, only
     with pytest.raises(SystemExit) as stop:
         train_lm.main([*tiny, "--max_steps=4", "--resume"])
     assert stop.value.code == 2 and "other options or data" in capsys.readouterr().err
-    del stop                                                                         # it keeps that run, and its lock, alive
+    del stop                                                              # it keeps that run, and its lock, alive
     (only_run() / "config.json").write_text("{ half a fi")                           # damaged: the run starts anew
     train_lm.main([*tiny, "--max_steps=4"])
     assert json.loads((only_run() / "config.json").read_text())["finished"]

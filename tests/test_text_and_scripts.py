@@ -87,8 +87,10 @@ def fake_run(folder, n_ra, seed, losses, **options):
               "finished": True,
               "facts": {"data": "torch", "bytes_per_token": 1.0}}
     (folder / "config.json").write_text(json.dumps(record))
-    rows = [f"{i * 10},{i * 100},{'' if i == 0 else loss + 0.1},{loss},0.1,{50 + i},{i * 1.5}" for i, loss in enumerate(losses)]
-    (folder / "log.csv").write_text("\n".join(["step,tokens,train_loss,val_loss,lr,tokens_per_s,seconds", *rows]) + "\n")
+    rows = ["step,tokens,train_loss,val_loss,lr,tokens_per_s,seconds"]
+    for i, loss in enumerate(losses):
+        rows.append(f"{i * 10},{i * 100},{'' if i == 0 else loss + 0.1},{loss},0.1,{50 + i},{i * 1.5}")
+    (folder / "log.csv").write_text("\n".join(rows) + "\n")
 
 
 def test_student_t_points_cut_off_one_fortieth():
@@ -155,7 +157,8 @@ def test_unfinished_runs_are_drawn_but_not_counted(tmp_path, capsys):
 
 
 def test_a_matched_baseline_belongs_to_the_dat_whose_parameters_it_has(tmp_path, capsys):
-    for name, n_ra, n_parameters, d_ff in [("a", 4, 1000, None), ("b", 2, 1500, None), ("A", 0, 1002, 7), ("B", 0, 1498, 9)]:
+    for name, n_ra, n_parameters, d_ff in [("a", 4, 1000, None), ("b", 2, 1500, None),
+                                           ("A", 0, 1002, 7), ("B", 0, 1498, 9)]:
         fake_run(tmp_path / name, n_ra, 1, [5.5, 1.5], d_ff=d_ff, match_params=True)
         record = json.loads((tmp_path / name / "config.json").read_text())
         (tmp_path / name / "config.json").write_text(json.dumps({**record, "n_parameters": n_parameters}))
@@ -165,7 +168,8 @@ def test_a_matched_baseline_belongs_to_the_dat_whose_parameters_it_has(tmp_path,
 
 
 def test_compare_refuses_what_is_no_run(tmp_path, capsys):
-    for argument, says in [(f"--runs={tmp_path}", "no runs in"), (f"--runs={tmp_path}/a,{tmp_path}/b", "is not the folder")]:
+    for argument, says in [(f"--runs={tmp_path}", "no runs in"),
+                           (f"--runs={tmp_path}/a,{tmp_path}/b", "is not the folder")]:
         with pytest.raises(SystemExit) as stop:
             compare.main([argument])
         error = capsys.readouterr().err
@@ -189,7 +193,8 @@ def test_samples_come_from_the_checkpoint_and_are_repeatable(tiny, only_run, cap
 def test_sample_says_what_is_wrong_with_a_checkpoint(tmp_path, capsys):
     (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
     torch.save({"options": {"d_model": 32}, "model": {"x": torch.zeros(1)}}, tmp_path / "other.pt")
-    for path, says in [("nowhere", "no checkpoint at"), ("broken.pt", "not a checkpoint"), ("other.pt", "of another shape")]:
+    for path, says in [("nowhere", "no checkpoint at"), ("broken.pt", "not a checkpoint"),
+                       ("other.pt", "of another shape")]:
         with pytest.raises(SystemExit) as stop:
             sample.main([f"--from={tmp_path / path}"])
         error = capsys.readouterr().err

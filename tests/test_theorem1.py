@@ -1,8 +1,8 @@
 """Theorem 1 in miniature: relational attention selects an object and computes a relation with it.
 
 Each of n = 8 tokens carries a key and a value. Token i must find the token with the *next* key (the first is next to
-the last) and report the inner product of the two values, <value_i, value_succ(i)> / 8. For a relational head this is one
-selection and one relation. A self-attention head must bring over the 64 numbers of the other value, in a stream of 96
+the last) and report the inner product of the two values, <value_i, value_succ(i)> / 8. For a relational head this is
+one selection and one relation. A self-attention head must bring over the 64 numbers of the other value in a stream of 96
 that is full already, and leave their product to an MLP. It is not that it could not: given several times the steps, or
 a wider stream, it does learn. It is that nothing in it is made for this.
 
@@ -22,7 +22,7 @@ N, KEY, VALUE, D, STEPS, BATCH = 8, 32, 64, 96, 500, 64
 
 def sample_batch(library, embedding, batch):
     """x (batch, N, D) and targets y (batch, N)."""
-    keys = torch.rand(batch, N).argsort(-1)                                        # which key each token has: a permutation
+    keys = torch.rand(batch, N).argsort(-1)                                # which key each token has: a permutation
     values = torch.randn(batch, N, VALUE)
     x = torch.cat([library[keys], values], -1) @ embedding
     successor = keys.argsort(-1).gather(1, (keys + 1) % N)                         # the place of the next key

@@ -42,7 +42,8 @@ def test_comma_lists_make_every_combination():
 @pytest.mark.parametrize("argument, says", [
     ("--n_rs=4", "did you mean --n_ra?"), ("--zzz=1", "see -h"), ("--steps=many", "give an integer"),
     ("--rate=fast", "give a number"), ("--fast=yes", "True or False"), ("--symbols=magic", "choose from symbolic"),
-    ("--n_ra=9", "n_heads=8"), ("--steps=2000", "at most 1000"), ("--d_mode=3", "did you mean --d_model"), ("stray", "stray")])
+    ("--n_ra=9", "n_heads=8"), ("--steps=2000", "at most 1000"), ("--d_mode=3", "did you mean --d_model"),
+    ("stray", "stray")])
 def test_a_wrong_option_is_one_clear_line_and_status_2(argument, says, capsys):
     with pytest.raises(SystemExit) as stop:
         training.parse_options(Options, argv=[argument])
@@ -70,7 +71,8 @@ def test_baselines_follow_their_dat_and_come_once():
     assert sorted((r.n_ra, r.seed) for r in runs) == [(n, s) for n in (0, 2, 4) for s in (1, 2)]
     configs = training.parse_options(train_lm.Config, argv=["--symbols=symbolic,relative,positional", "--n_ra=0,4"])
     runs = training.with_baselines(configs, train_lm.count_parameters)                # a Transformer has no symbols
-    assert sorted((r.n_ra, r.symbols) for r in runs) == [(0, "symbolic"), (4, "positional"), (4, "relative"), (4, "symbolic")]
+    assert sorted((r.n_ra, r.symbols) for r in runs) == [
+        (0, "symbolic"), (4, "positional"), (4, "relative"), (4, "symbolic")]
     cfg = replace(configs[-1], match_params=True)
     dat, twin = training.with_baselines([cfg], train_lm.count_parameters)
     assert dat is cfg and twin.n_ra == 0
