@@ -23,7 +23,6 @@ from pathlib import Path
 
 import requests
 from tqdm import tqdm
-from urllib3.exceptions import HTTPError       # what a response of requests raises when it is read raw
 
 try:
     import fcntl
@@ -31,6 +30,7 @@ except ImportError:                            # Windows
     fcntl = None
     import msvcrt
 
+HTTPError = requests.packages.urllib3.exceptions.HTTPError       # what a response of requests raises when it is read raw
 CHUNK = 1 << 16                                # bytes read at a time: the most that a broken connection can lose
 
 
@@ -128,7 +128,7 @@ def _shortly(fault):
     """The last words of requests' and urllib3's nested errors: '[Errno 111] Connection refused', say."""
     inner = fault.args[0] if fault.args else fault
     inner = getattr(inner, "reason", inner)    # urllib3.MaxRetryError wraps what happened
-    return str(inner).rsplit(": ", 1)[-1].rstrip("')>")
+    return str(inner).rsplit(": ", 1)[-1]
 
 
 def _promise(response, have):
