@@ -43,8 +43,10 @@ def load_run(folder):
             rows = list(csv.DictReader(f))
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is not the folder of a run: no {Path(error.filename).name} in it") from None
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from None
+    except ValueError:
+        record = {}
+    if not all(key in record for key in ("options", "facts", "n_parameters", "finished")):
+        raise ValueError(f"{folder / 'config.json'} is damaged")
     if not rows:
         raise ValueError(f"{folder / 'log.csv'} has no rows yet")
     record["log"] = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
@@ -56,7 +58,8 @@ def group_runs(runs):
     def identity(run):
         """What defines a run besides its seed."""
         skipped = ("seed", *training.NOT_COMPARED, *(training.RELATIONAL if run["options"]["n_ra"] == 0 else ()))
-        return {"data": run["facts"]["data"], **{k: v for k, v in run["options"].items() if k not in skipped}}
+        options = {k: "default" if v is None else v for k, v in run["options"].items() if k not in skipped}
+        return {**options, "data": run["facts"]["data"], "sha256": run["facts"]["sha256"][:8]}
 
     identities = [identity(run) for run in runs]
     names = dict.fromkeys(name for one in identities for name in one if name not in ("n_ra", "n_heads"))
@@ -152,7 +155,8 @@ def differences(groups):
                 text += f" ({len(seeds)} seed{'s' * (len(seeds) > 1)}: too few to tell from noise; try --seed=1,2,3)"
             else:
                 low, high = delta.mean() - half_interval(delta), delta.mean() + half_interval(delta)
-                verdict = "no difference" if low <= 0 <= high else "lower is better: a difference"
+                better = label if high < 0 else base_label
+                verdict = "no difference" if low <= 0 <= high else f"{better} is better"
                 text += f", 95% interval {low:+.4f} to {high:+.4f} over {len(seeds)} paired seeds: {verdict}"
             lines.append(text)
     return lines
@@ -161,13 +165,12 @@ def differences(groups):
 def comparable(run, baseline):
     """Same data, and options that differ at most in what makes a DAT: its heads, symbols and relations.
 
-    A baseline that was widened by match_params belongs to the DAT whose parameters it has.
+    A baseline of another d_ff belongs to the DAT whose parameters it has (--match_params).
     """
-    ours = ("n_ra", "seed", *training.RELATIONAL, *training.NOT_COMPARED)
-    if baseline["options"].get("match_params"):
+    ours = ("n_ra", "seed", "d_ff", *training.RELATIONAL, *training.NOT_COMPARED)
+    if run["options"]["d_ff"] != baseline["options"]["d_ff"]:
         if abs(run["n_parameters"] / baseline["n_parameters"] - 1) > 0.01:
             return False
-        ours += ("d_ff",)
     return run["facts"] == baseline["facts"] and all(
         value == baseline["options"][name] for name, value in run["options"].items() if name not in ours)
 
@@ -192,8 +195,8 @@ def main(argv=None):
     options, = training.parse_options(Options, argv=argv)
     paths = [Path(part) for part in options.runs.split(",")]
     if len(paths) == 1 and not (paths[0] / "config.json").exists():
-        folders = sorted(p.parent for p in paths[0].glob("*/config.json") if p.parent.suffix != ".old"
-                         and len((p.parent / "log.csv").read_text().splitlines()) > 1)   # not those about to start
+        folders = sorted(p.parent for p in paths[0].glob("*/log.csv") if p.parent.suffix != ".old"
+                         and len(p.read_text().splitlines()) > 1)                        # not those about to start
         if not folders:
             training.fail(f"no runs in {paths[0]}: train one first, or give --runs=FOLDER")
         out_dir = paths[0]

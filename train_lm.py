@@ -53,7 +53,9 @@ class Config(TransformerConfig):
     def __post_init__(self):
         super().__post_init__()
         at_least(self, batch_size=1, grad_accum=1, max_steps=1, learning_rate=0, min_lr=0, warmup_steps=0,
-                 weight_decay=0, grad_clip=0, eval_every=1, eval_windows=1, log_every=1, seed=0)
+                 weight_decay=0, grad_clip=0, eval_every=1, eval_windows=1, log_every=1, seed=0, beta1=0, beta2=0)
+        if max(self.beta1, self.beta2) >= 1 or self.seed >= 2 ** 63:
+            raise ValueError(f"beta1={self.beta1} and beta2={self.beta2} must be below 1, seed={self.seed} below 2^63")
         if self.vocab_size != 256:
             raise ValueError(f"vocab_size={self.vocab_size}: text is read as bytes, so it is 256")
 
@@ -78,16 +80,15 @@ def evaluate(model, windows, device, dtype, batch_size):
     return total / len(windows[0])
 
 
-def train(cfg, run, train_tokens, windows):
+def train(cfg, run, train_tokens, windows, device, dtype):
     """One run, from its first step or its last checkpoint to max_steps; leaves config.json, log.csv and checkpoints."""
     with training.one_line_errors():
-        device, dtype, why = training.choose_device(cfg.device, cfg.dtype)
         torch.manual_seed(cfg.seed)
         model = LanguageModel(cfg).to(device)
         optimizer = training.make_optimizer(model, cfg)
         run.begin(model, optimizer, device)
     print(f"\n{run.folder}: {cfg.n_sa} sensory + {cfg.n_ra} relational heads, "
-          f"{run.record['n_parameters']:,} parameters; on {why}")
+          f"{run.record['n_parameters']:,} parameters")
     forward = torch.compile(model) if cfg.compile else model
 
     if run.step == 0:
@@ -137,11 +138,16 @@ def main(argv=None):
     for cfg in configs:
         with training.one_line_errors():
             train_tokens, val_tokens, facts = text.load(cfg.data, cfg.data_dir, cfg.max_len)
-        if not folders:
-            print(text.describe(facts))
-        run = training.Run(cfg, ("train_lm.py", "data/text.py"), facts, cfg.batch_size * cfg.grad_accum * cfg.max_len)
-        if not run.reusable():
-            train(cfg, run, train_tokens, text.fixed_windows(val_tokens, cfg.max_len, cfg.eval_windows))
+            device, dtype, why = training.choose_device(cfg.device, cfg.dtype)
+            if not folders:
+                print(f"{text.describe(facts)}\ndevice: {why}")
+            facts["dtype"] = str(dtype)                               # a result in bfloat16 is another one
+            tokens_per_step = cfg.batch_size * cfg.grad_accum * cfg.max_len
+            run = training.Run(cfg, ("train_lm.py", "data/text.py"), facts, tokens_per_step)
+            reusable = run.reusable()
+        if not reusable:
+            windows = text.fixed_windows(val_tokens, cfg.max_len, cfg.eval_windows)
+            train(cfg, run, train_tokens, windows, device, dtype)
             print_sample(run)
         folders.append(run.folder)
     compare.report(folders, Path(configs[0].out_dir))

@@ -135,11 +135,16 @@ def write_atomically(path, write):
 def load_checkpoint(path):
     """What Run.save wrote: {"options", "model", ...}. Raises ValueError with one line if it is missing or damaged."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"no checkpoint at {path}") from None
+    except (OSError, MemoryError):
+        raise
     except Exception:                        # pickle, zip and torch each raise errors of their own here
-        raise ValueError(f"{path} is not a checkpoint of this project, or damaged") from None
+        checkpoint = None
+    if not isinstance(checkpoint, dict) or not {"options", "model"} <= checkpoint.keys():
+        raise ValueError(f"{path} is not a checkpoint of this project, or damaged")
+    return checkpoint
 
 
 def load_weights(model, weights, path):
@@ -175,6 +180,8 @@ class Run:
             record = json.loads((self.folder / "config.json").read_text())
         except (FileNotFoundError, ValueError):                        # none, or damaged: as good as none
             return None
+        if not isinstance(record, dict) or not self.record.keys() <= record.keys():
+            return None
         then, now = ({k: v for k, v in r["options"].items() if k not in NOT_COMPARED} for r in (record, self.record))
         return record if then == now and record["facts"] == self.record["facts"] else None
 
@@ -183,7 +190,7 @@ class Run:
         record = self.found()
         if not (record and record["finished"] and all(record[k] == self.record[k] for k in ("code", "torch"))):
             return False
-        print(f"{self.folder}: finished before with the same options, data and code: reused")
+        print(f"{self.folder}: finished before with the same options, data, code and torch: reused")
         return True
 
     def begin(self, model, optimizer, device):
@@ -205,6 +212,7 @@ class Run:
                 print(f"{self.folder}: nothing to resume, starting at step 0")
             if self.folder.exists():
                 old = self.folder.with_name(self.folder.name + ".old")
+                print(f"{self.folder}: the earlier run moves to {old.name}" + (", in place of that" if old.exists() else ""))
                 shutil.rmtree(old, ignore_errors=True)
                 self.folder.rename(old)
             self.folder.mkdir(parents=True)
@@ -263,13 +271,13 @@ class Run:
                     self.bar.close()
                     print(f"\nstopped after step {self.step} and saved; go on with the same command and --resume")
                     raise SystemExit(130)
+            self.record["finished"] = True
+            self.write_record()
         finally:
             self.bar.close()
             self.lock.close()
             for s, handler in previous.items():
                 signal.signal(s, handler)
-        self.record["finished"] = True
-        self.write_record()
 
     def check(self, **values):
         """Ends the script, before weights are spoilt or a checkpoint is overwritten, if a value is not finite."""
@@ -279,8 +287,8 @@ class Run:
         kept = f"{last} is the last good checkpoint" if last.exists() else "no checkpoint had been written yet"
         what = ", ".join(f"{name} {value}" for name, value in values.items())
         self.bar.close()
-        print(f"step {self.step + 1}: {what}: stopped; {kept}. A lower --learning_rate or more --warmup_steps may help",
-              file=sys.stderr)
+        print(f"after step {self.step}: {what}: stopped; {kept}. A lower --learning_rate or more --warmup_steps "
+              f"may help", file=sys.stderr)
         raise SystemExit(1)
 
     def step_done(self, loss, lr):

@@ -30,7 +30,7 @@ except ImportError:                            # Windows
     fcntl = None
     import msvcrt
 
-HTTPError = requests.packages.urllib3.exceptions.HTTPError       # what a response of requests raises when it is read raw
+HTTPError = requests.packages.urllib3.exceptions.HTTPError       # raised by a response of requests that is read raw
 CHUNK = 1 << 16                                # bytes read at a time: the most that a broken connection can lose
 
 

@@ -61,6 +61,11 @@ def test_a_finished_run_is_reused_only_if_options_data_and_code_agree(tiny, tmp_
     assert ": reused" not in capsys.readouterr().out and (only_run() / "last.pt").stat().st_mtime_ns != stamp
     old = only_run().with_name(only_run().name + ".old")
     assert (old / "last.pt").stat().st_mtime_ns == stamp                  # the earlier one was moved, not lost
+    stamp = (only_run() / "last.pt").stat().st_mtime_ns
+    with monkeypatch.context() as m:
+        m.setattr(torch, "__version__", "2.99")
+        train_lm.main(args)
+    assert ": reused" not in capsys.readouterr().out and (only_run() / "last.pt").stat().st_mtime_ns != stamp
     (tmp_path / "text.txt").write_text("another text, as long as it need be. " * 40)
     train_lm.main(args)
     assert ": reused" not in capsys.readouterr().out
@@ -124,7 +129,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     with pytest.raises(SystemExit) as stop:
         train_lm.main([*tiny, *LONG])
     error = capsys.readouterr().err
-    assert stop.value.code == 1 and "step 15" in error and "last good checkpoint" in error
+    assert stop.value.code == 1 and "after step 14: train_loss" in error and "last good checkpoint" in error
     state = torch.load(only_run() / "last.pt", weights_only=True)
     assert state["step"] == 10 and all(w.isfinite().all() for w in state["model"].values())
 
@@ -161,6 +166,8 @@ def test_resume_after_a_crash_equals_an_uninterrupted_run(dies_at, tiny, tmp_pat
         train_lm.main([*tiny, *LONG])
     except MemoryError:
         pass
+    else:
+        pytest.fail("it did not crash")
     train_lm.main([*tiny, *LONG, "--resume"])
     assert_same_outcome(outcome(only_run()), whole)
 
@@ -170,7 +177,7 @@ def test_a_validation_loss_that_is_not_finite_overwrites_no_checkpoint(tiny, onl
     monkeypatch.setattr(train_lm, "evaluate", lambda *args: next(losses))
     with pytest.raises(SystemExit) as stop:
         train_lm.main([*tiny, *LONG])
-    assert stop.value.code == 1 and "val_loss nan" in capsys.readouterr().err
+    assert stop.value.code == 1 and "after step 20: val_loss nan" in capsys.readouterr().err
     assert torch.load(only_run() / "last.pt", weights_only=True)["step"] == 10
 
 
@@ -214,8 +221,17 @@ def test_rate_and_clipping_reach_the_optimizer(tiny, tmp_path, only_run):
     assert moved[0] < 1e-6 and moved[1] > 1e-3
 
 
-def test_two_processes_never_train_the_same_run(tiny, only_run, tmp_path, capsys):
-    train_lm.main([*tiny, "--max_steps=4"])
+def test_two_processes_never_train_the_same_run(tiny, only_run, tmp_path, capsys, monkeypatch):
+    draw, held = text.batch, []
+
+    def batch(*args):                                                                # in mid-run the lock is held
+        with open(only_run().with_name(f".{only_run().name}.lock"), "a") as other:
+            held.append(not try_lock(other))
+        return draw(*args)
+    with monkeypatch.context() as m:
+        m.setattr(text, "batch", batch)
+        train_lm.main([*tiny, "--max_steps=4"])
+    assert held == [True] * 4
     name = only_run().name
     train_lm.main([*tiny, "--max_steps=4", "--eval_every=2"])                        # free again: this one starts anew
     with open(tmp_path / "out" / f".{name}.lock", "a") as other:
@@ -237,9 +253,10 @@ def test_resume_takes_no_finished_run_of_other_code_and_no_other_data(tiny, only
         train_lm.main([*tiny, "--max_steps=4", "--resume"])
     assert stop.value.code == 2 and "other options or data" in capsys.readouterr().err
     del stop                                                              # it keeps that run, and its lock, alive
-    (only_run() / "config.json").write_text("{ half a fi")                           # damaged: the run starts anew
-    train_lm.main([*tiny, "--max_steps=4"])
-    assert json.loads((only_run() / "config.json").read_text())["finished"]
+    for damaged in ("{ half a fi", "{}", "[]"):                                      # the run starts anew
+        (only_run() / "config.json").write_text(damaged)
+        train_lm.main([*tiny, "--max_steps=4"])
+        assert json.loads((only_run() / "config.json").read_text())["finished"]
 
 
 def test_both_models_read_the_same_data_in_the_same_order(tiny, monkeypatch):

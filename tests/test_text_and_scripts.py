@@ -61,6 +61,7 @@ def stopped_by(arguments, capsys):
 
 def test_wrong_input_is_one_clear_line(tmp_path, capsys):
     latin, short = tmp_path / "latin.txt", tmp_path / "short.txt"
+    (tmp_path / "text.txt").write_text("to be or not to be. " * 500)
     latin.write_bytes("déjà vu ".encode("latin-1") * 500)
     short.write_text("too short")
     assert "n_ra=9" in stopped_by(["--n_ra=9"], capsys)
@@ -72,6 +73,8 @@ def test_wrong_input_is_one_clear_line(tmp_path, capsys):
     for wrong in ("--batch_size=0", "--eval_every=0", "--log_every=0", "--max_steps=0", "--grad_accum=0", "--seed=-1",
                   "--eval_windows=0", "--warmup_steps=-3", "--grad_clip=-1", "--learning_rate=nan"):
         assert "must be at least" in stopped_by([wrong], capsys)
+    assert "below 1" in stopped_by(["--beta2=2"], capsys) and "2^63" in stopped_by([f"--seed={2 ** 63}"], capsys)
+    assert "short.txt" in stopped_by([f"--data={latin}".replace("latin", "text"), f"--out_dir={short}/out"], capsys)
     assert "vocab_size=300" in stopped_by(["--vocab_size=300"], capsys)
     assert "invalid choice" in stopped_by(["--preset=big"], capsys)
     assert "device=abacus" in stopped_by(["--device=abacus", f"--out_dir={tmp_path / 'out'}"], capsys)
@@ -83,9 +86,9 @@ def test_wrong_input_is_one_clear_line(tmp_path, capsys):
 def fake_run(folder, n_ra, seed, losses, **options):
     folder.mkdir(parents=True)
     record = {"options": {"n_heads": 8, "n_ra": n_ra, "seed": seed, "device": "cpu", "max_steps": 10,
-                          **options}, "n_parameters": 1000 + n_ra,
+                          "d_ff": None, **options}, "n_parameters": 1000 + n_ra,
               "finished": True,
-              "facts": {"data": "torch", "bytes_per_token": 1.0}}
+              "facts": {"data": "torch", "bytes_per_token": 1.0, "sha256": "0" * 64}}
     (folder / "config.json").write_text(json.dumps(record))
     rows = ["step,tokens,train_loss,val_loss,lr,tokens_per_s,seconds"]
     for i, loss in enumerate(losses):
@@ -112,7 +115,7 @@ def test_the_table_says_what_may_be_concluded(tmp_path, capsys):
     compare.main([f"--runs={tmp_path}"])
     shown = capsys.readouterr().out
     assert "DAT 4+4 - Transformer 8+0: -0.1020 nats per token, 95% interval -0.1045 to -0.0995" in shown
-    assert "lower is better: a difference" in shown
+    assert "paired seeds: DAT 4+4 is better" in shown
     assert [line for line in shown.splitlines() if line.startswith("DAT 6+2 -")][0].endswith("no difference")
     assert "| Transformer 8+0 | 8 | 0 | 1,000 | 52 | 10 | 1.5500 ± 0.1242 | 2.2362 | 3 |" in shown
     assert (tmp_path / "table.md").read_text() in shown and (tmp_path / "curves.png").stat().st_size > 10_000
@@ -159,12 +162,24 @@ def test_unfinished_runs_are_drawn_but_not_counted(tmp_path, capsys):
 def test_a_matched_baseline_belongs_to_the_dat_whose_parameters_it_has(tmp_path, capsys):
     for name, n_ra, n_parameters, d_ff in [("a", 4, 1000, None), ("b", 2, 1500, None),
                                            ("A", 0, 1002, 7), ("B", 0, 1498, 9)]:
-        fake_run(tmp_path / name, n_ra, 1, [5.5, 1.5], d_ff=d_ff, match_params=True)
+        fake_run(tmp_path / name, n_ra, 1, [5.5, 1.5], d_ff=d_ff)
         record = json.loads((tmp_path / name / "config.json").read_text())
         (tmp_path / name / "config.json").write_text(json.dumps({**record, "n_parameters": n_parameters}))
     compare.main([f"--runs={tmp_path}"])
     pairs = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if " - Transformer" in line]
-    assert pairs == ["DAT 4+4, d_ff=None - Transformer 8+0, d_ff=7", "DAT 6+2, d_ff=None - Transformer 8+0, d_ff=9"]
+    assert pairs == ["DAT 4+4, d_ff=default - Transformer 8+0, d_ff=7",
+                     "DAT 6+2, d_ff=default - Transformer 8+0, d_ff=9"]
+
+
+def test_seeds_on_different_data_are_not_one_group(tmp_path, capsys):
+    for seed in (1, 2, 3):
+        fake_run(tmp_path / f"t{seed}", 0, seed, [5.5, 1.5 + seed / 100])
+    record = json.loads((tmp_path / "t3" / "config.json").read_text())
+    record["facts"]["sha256"] = "f" * 64                                             # the file had been edited
+    (tmp_path / "t3" / "config.json").write_text(json.dumps(record))
+    compare.main([f"--runs={tmp_path}"])
+    shown = capsys.readouterr().out
+    assert "| Transformer 8+0, sha256=00000000 |" in shown and "| Transformer 8+0, sha256=ffffffff |" in shown
 
 
 def test_compare_refuses_what_is_no_run(tmp_path, capsys):
@@ -193,8 +208,9 @@ def test_samples_come_from_the_checkpoint_and_are_repeatable(tiny, only_run, cap
 def test_sample_says_what_is_wrong_with_a_checkpoint(tmp_path, capsys):
     (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
     torch.save({"options": {"d_model": 32}, "model": {"x": torch.zeros(1)}}, tmp_path / "other.pt")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "foreign.pt")
     for path, says in [("nowhere", "no checkpoint at"), ("broken.pt", "not a checkpoint"),
-                       ("other.pt", "of another shape")]:
+                       ("foreign.pt", "not a checkpoint"), ("other.pt", "of another shape")]:
         with pytest.raises(SystemExit) as stop:
             sample.main([f"--from={tmp_path / path}"])
         error = capsys.readouterr().err
