@@ -59,7 +59,9 @@ def group_runs(runs):
         """What defines a run besides its seed."""
         skipped = ("seed", *training.NOT_COMPARED, *(training.RELATIONAL if run["options"]["n_ra"] == 0 else ()))
         options = {k: "default" if v is None else v for k, v in run["options"].items() if k not in skipped}
-        return {**options, "data": run["facts"]["data"], "sha256": run["facts"]["sha256"][:8]}
+        # what was really read and computed in, not what was asked for ("auto")
+        dtype = run["facts"].get("dtype", options.get("dtype"))
+        return {**options, "data": run["facts"]["data"], "sha256": run["facts"]["sha256"][:8], "dtype": dtype}
 
     identities = [identity(run) for run in runs]
     names = dict.fromkeys(name for one in identities for name in one if name not in ("n_ra", "n_heads"))

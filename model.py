@@ -3,7 +3,7 @@
     TransformerConfig   every choice there is, each with a default
     DualAttention       Algorithm 1: two groups of heads, concatenated
     EncoderBlock        Algorithm 2      DecoderBlock   Algorithm 3 (adds cross-attention)
-    Stack               positions, symbols, L blocks and a norm: what all three models below have in common
+    Stack               positions, symbols, L blocks and a norm: what stands between the embedding and the head
     LanguageModel       next-token prediction, generation with a KV cache
 
 n_ra = 0 is the standard Transformer: the same code, without a relational group and without symbols.
@@ -42,7 +42,7 @@ class TransformerConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"                  # kind of normalisation
     norm_first: bool = True                 # pre-norm, as run in most experiments; False: post-norm, Algorithms 2 and 3
     bias: bool = False                      # biases in projections, MLP and LayerNorm
-    dropout: float = 0.0                    # on attention weights, residual branches and embeddings; training only
+    dropout: float = 0.0                    # on attention, symbolic attention, residual branches, embeddings; in training
     position: Literal["rope", "learned", "sinusoidal"] = "rope"          # how tokens know their place
     symbols: Literal["symbolic", "relative", "positional"] = "symbolic"  # who is the sender? see symbols.py
     n_symbols: int = 512                    # symbolic: size of the library

@@ -212,7 +212,8 @@ class Run:
                 print(f"{self.folder}: nothing to resume, starting at step 0")
             if self.folder.exists():
                 old = self.folder.with_name(self.folder.name + ".old")
-                print(f"{self.folder}: the earlier run moves to {old.name}" + (", in place of that" if old.exists() else ""))
+                instead = ", in place of that" if old.exists() else ""
+                print(f"{self.folder}: the earlier run moves to {old.name}{instead}")
                 shutil.rmtree(old, ignore_errors=True)
                 self.folder.rename(old)
             self.folder.mkdir(parents=True)

@@ -180,6 +180,10 @@ def test_seeds_on_different_data_are_not_one_group(tmp_path, capsys):
     compare.main([f"--runs={tmp_path}"])
     shown = capsys.readouterr().out
     assert "| Transformer 8+0, sha256=00000000 |" in shown and "| Transformer 8+0, sha256=ffffffff |" in shown
+    record["facts"].update(sha256="0" * 64, dtype="torch.bfloat16")                  # or it ran on another device
+    (tmp_path / "t3" / "config.json").write_text(json.dumps(record))
+    compare.main([f"--runs={tmp_path}"])
+    assert "| Transformer 8+0, dtype=torch.bfloat16 |" in capsys.readouterr().out
 
 
 def test_compare_refuses_what_is_no_run(tmp_path, capsys):
