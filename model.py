@@ -42,7 +42,7 @@ class TransformerConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"                  # kind of normalisation
     norm_first: bool = True                 # pre-norm, as run in most experiments; False: post-norm, Algorithms 2 and 3
     bias: bool = False                      # biases in projections, MLP and LayerNorm
-    dropout: float = 0.0                    # on attention, symbolic attention, residual branches, embeddings; in training
+    dropout: float = 0.0                    # on attention, symbol retrieval, branches and embeddings; in training only
     position: Literal["rope", "learned", "sinusoidal"] = "rope"          # how tokens know their place
     symbols: Literal["symbolic", "relative", "positional"] = "symbolic"  # who is the sender? see symbols.py
     n_symbols: int = 512                    # symbolic: size of the library
