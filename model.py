@@ -1,98 +1,24 @@
 """The Dual Attention Transformer: sensory and relational heads side by side in every layer. Read it top to bottom.
 
-    TransformerConfig   every choice there is, each with a default
     DualAttention       Algorithm 1: two groups of heads, concatenated
     EncoderBlock        Algorithm 2      DecoderBlock   Algorithm 3 (adds cross-attention)
     Stack               positions, symbols, L blocks and a norm: what stands between the embedding and the head
     LanguageModel       next-token prediction, generation with a KV cache
+    VisionTransformer   images, cut into patches, to classes
 
 n_ra = 0 is the standard Transformer: the same code, without a relational group and without symbols.
 """
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from attention import Attention, Cache, rope_table
+from config import TransformerConfig, at_least                       # noqa: F401  (also found here)
 from relational_attention import RelationalAttention, RelationalCrossAttention
 from symbols import PositionalSymbols, PositionRelativeSymbols, SymbolicAttention
-
-
-def at_least(config, **lowest):
-    """Raises ValueError if a field of the dataclass is below its lowest value (None passes: it means the default)."""
-    for name, low in lowest.items():
-        value = getattr(config, name)
-        if value is not None and not value >= low:                   # so that nan fails as well
-            raise ValueError(f"{name}={value}: must be at least {low}")
-
-
-@dataclass
-class TransformerConfig:
-    vocab_size: int = 256                   # number of different tokens
-    d_model: int = 128                      # width of the residual stream
-    n_layers: int = 4                       # number of blocks
-    n_heads: int = 8                        # all heads of a layer, sensory and relational
-    n_ra: int = 4                           # how many of them are relational (n_sa = n_heads - n_ra); 0: Transformer
-    d_ff: int | None = None                 # width of the MLP; default 4 d_model, or 8/3 d_model for swiglu
-    max_len: int = 128                      # longest sequence
-    activation: Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu"] = "gelu"   # of the MLP; see model.MLP
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"                  # kind of normalisation
-    norm_first: bool = True                 # pre-norm, as run in most experiments; False: post-norm, Algorithms 2 and 3
-    bias: bool = False                      # biases in projections, MLP and LayerNorm
-    dropout: float = 0.0                    # on attention, symbol retrieval, branches and embeddings; in training only
-    position: Literal["rope", "learned", "sinusoidal"] = "rope"          # how tokens know their place
-    symbols: Literal["symbolic", "relative", "positional"] = "symbolic"  # who is the sender? see symbols.py
-    n_symbols: int = 512                    # symbolic: size of the library
-    symbol_heads: int = 4                   # symbolic: heads of the retrieval
-    trainable_symbols: bool = True          # symbolic: False freezes the library at its random start
-    max_distance: int | None = None         # relative: offsets beyond it share a symbol; default max_len
-    shared_symbols: bool = True             # one symbol module for all layers (Remark 1); False: one per layer
-    n_relations: int | None = None          # R, relations per layer (d_r); default n_ra
-    rel_proj_dim: int | None = None         # width of one relation's comparison; default n_ra * d_head / R
-    symmetric: bool = False                 # W_q_rel = W_k_rel
-    rel_activation: Literal["identity", "relu", "sigmoid", "tanh", "gelu", "silu", "softmax"] = "identity"  # on r
-    ra_type: Literal["ra", "rca"] = "ra"    # relational attention, or relational cross-attention (ablation, App. D)
-    share_qk: bool = False                  # both groups attend with the same W_q, W_k (App. B.1); needs n_sa = n_ra
-    n_kv_heads: int | None = None           # key/value heads in each group (grouped-query attention); default: all
-    tie_embeddings: bool = True             # token embedding = output layer
-
-    def __post_init__(self):
-        """Raises ValueError, in one line for the reader, for what cannot be built."""
-        for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(get_args(kind))}")
-        at_least(self, n_ra=0, **{name: 1 for name in (
-            "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "max_len", "n_symbols", "symbol_heads",
-            "max_distance", "n_relations", "rel_proj_dim", "n_kv_heads")})
-        if self.n_ra > self.n_heads:
-            raise ValueError(f"n_ra={self.n_ra}: only n_heads={self.n_heads} heads to choose from; "
-                             f"give 0 to {self.n_heads}, or raise --n_heads")
-        if self.d_model % self.n_heads:
-            raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
-        if self.position == "rope" and self.d_model // self.n_heads % 2:
-            raise ValueError(f"rotary positions turn pairs of features: d_model / n_heads = "
-                             f"{self.d_model // self.n_heads} must be even")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
-        for group, n in (("n_sa", self.n_sa), ("n_ra", self.n_ra)):
-            if self.n_kv_heads and n % self.n_kv_heads:
-                raise ValueError(f"n_kv_heads={self.n_kv_heads} does not divide {group}={n}")
-        if self.share_qk and self.n_ra and self.n_sa != self.n_ra:
-            raise ValueError(f"share_qk needs as many sensory as relational heads, not {self.n_sa}+{self.n_ra}")
-        if self.n_ra and self.symbols == "symbolic" and self.d_model % self.symbol_heads:
-            raise ValueError(f"d_model={self.d_model} is not a multiple of symbol_heads={self.symbol_heads}")
-        relational_width = self.n_ra * (self.d_model // self.n_heads)
-        if self.n_relations and self.rel_proj_dim is None and relational_width % self.n_relations:
-            raise ValueError(f"n_relations={self.n_relations} does not divide n_ra * d_head = {relational_width}: "
-                             f"give --rel_proj_dim too")
-
-    @property
-    def n_sa(self):
-        """Number of sensory (self-attention) heads."""
-        return self.n_heads - self.n_ra
 
 
 class DualAttention(nn.Module):
@@ -229,7 +155,7 @@ class Stack(nn.Module):
         n_retrievers = 0 if cfg.n_ra == 0 else 1 if cfg.shared_symbols else cfg.n_layers
         self.symbols = nn.ModuleList(make_symbols(cfg) for _ in range(n_retrievers))
         self.blocks = nn.ModuleList(block(cfg) for _ in range(cfg.n_layers))
-        self.norm = make_norm(cfg)                                   # after post-norm too, as in the authors' LMs
+        self.norm = make_norm(cfg) if cfg.final_norm else nn.Identity()      # after post-norm too, as in the authors' LMs
 
     def forward(self, x, *, caches=None, **how):
         """x (B, T, d_model) -> (B, T, d_model); with `caches` (one per layer) x continues what they remember.
@@ -329,3 +255,39 @@ def sample(logits, temperature, top_k):
         smallest = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
         logits = logits.masked_fill(logits < smallest, -float("inf"))
     return torch.multinomial(logits.softmax(-1), 1)
+
+
+def patchify(images, patch_size):
+    """(B, C, H, W) -> (B, patches, patch_size^2 C): row by row, and within a patch row by row, colours last."""
+    p = patch_size
+    return images.unflatten(2, (-1, p)).unflatten(4, (-1, p)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """Images to classes (Dosovitskiy et al., 2021): patches are the tokens, and everybody may look at everybody.
+
+    pool: "cls" reads the class token alone, "mean" averages the patches and has no class token, "mean_cls" averages
+    the class token in with them, as the authors' code does.
+    """
+
+    def __init__(self, cfg, *, image_size, patch_size, n_classes, pool="mean", channels=3):
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
+        self.patch_size, self.pool = patch_size, pool
+        n_tokens = (image_size // patch_size) ** 2 + (pool != "mean")
+        self.cfg = cfg = replace(cfg, max_len=n_tokens)
+        width = patch_size ** 2 * channels
+        self.embedding = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, cfg.d_model), nn.LayerNorm(cfg.d_model))
+        self.cls = nn.Parameter(torch.randn(cfg.d_model)) if pool != "mean" else None
+        self.stack = Stack(cfg)
+        self.head = nn.Linear(cfg.d_model, n_classes)
+
+    def forward(self, images, targets=None):
+        """images (B, C, H, W) in 0 ... 1 -> logits (B, n_classes) and, given targets (B,), their mean cross-entropy."""
+        x = self.embedding(patchify(images, self.patch_size))                      # (B, patches, d_model)
+        if self.cls is not None:
+            x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)              # (B, 1 + patches, d_model)
+        x = self.stack(x)
+        logits = self.head(x[:, 0] if self.pool == "cls" else x.mean(1))           # (B, n_classes)
+        return logits, None if targets is None else F.cross_entropy(logits, targets)

@@ -38,10 +38,11 @@ def start(main):
         raise SystemExit(130) from None
 
 
-def parse_options(Config, presets=None, argv=None):
+def parse_options(Config, presets=None, argv=None, grid=None):
     """Command line -> list of Config, one for each combination of the comma lists (--seed=1,2,3 --n_ra=0,4).
 
     Config is a dataclass; its fields are the options, their comments the help. Order: default < preset < command line.
+    grid: {option: the values that make up the sweep where neither preset nor command line names it}.
     """
     parser = argparse.ArgumentParser(description=inspect.getdoc(sys.modules[Config.__module__]), allow_abbrev=False,
                                      usage="%(prog)s [--option=value ...]",
@@ -65,8 +66,9 @@ def parse_options(Config, presets=None, argv=None):
     given = vars(given)
     preset = presets[given.pop("preset")] if "preset" in given else {}
     with one_line_errors():
-        given = {name: option_values(name, kinds[name], text) for name, text in given.items()}
-        return [Config(**{**preset, **dict(zip(given, values))}) for values in itertools.product(*given.values())]
+        values = {**(grid or {}), **{name: [value] for name, value in preset.items()},
+                  **{name: option_values(name, kinds[name], text) for name, text in given.items()}}
+        return [Config(**dict(zip(values, one))) for one in itertools.product(*values.values())]
 
 
 def option_comments(Config):

@@ -106,8 +106,9 @@ def reseed(seed, step):
 # ---- a run and its folder --------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parent
-CODE = ("attention.py", "relational_attention.py", "symbols.py", "model.py", "training.py")
-NOT_COMPARED = ("device", "out_dir", "data_dir", "resume", "baseline", "match_params")   # where and whether, not what
+CODE = ("attention.py", "relational_attention.py", "symbols.py", "config.py", "model.py", "training.py")
+NOT_COMPARED = ("device", "out_dir", "data_dir", "resume", "baseline", "match_params",
+                "workers", "sweep", "paper")                          # where and whether, not what
 NOT_NAMED = ("n_heads", "n_ra", "seed", "eval_every", "log_every", *NOT_COMPARED)   # said otherwise, or not worth it
 
 

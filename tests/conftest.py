@@ -1,6 +1,8 @@
 """What several tests share: a run that takes a second."""
 import pytest
 
+import relational_attention
+
 TINY = ["--d_model=16", "--n_layers=1", "--n_heads=2", "--n_ra=1", "--max_len=16", "--batch_size=2", "--n_symbols=4",
         "--symbol_heads=2", "--eval_windows=8", "--dropout=0.1", "--baseline=False", "--warmup_steps=5", "--device=cpu"]
 
@@ -19,3 +21,9 @@ def only_run(tmp_path):
         folder, = (p.parent for p in (tmp_path / "out").glob("*/config.json") if p.parent.suffix != ".old")
         return folder
     return find
+
+
+@pytest.fixture(autouse=True)
+def fast_form_for_short_sequences(monkeypatch):
+    """The tests' sequences are short; the fast form is what they are to test."""
+    monkeypatch.setattr(relational_attention, "SHORT", 0)

@@ -288,3 +288,16 @@ def test_impossible_shapes_are_refused_in_words():
                        (torch.ones(2, 5, 5, dtype=torch.bool), "2 or 4 dimensions")]:
         with pytest.raises(ValueError, match=word):
             RelationalAttention(16, 4)(x, x, mask=mask)
+
+
+@pytest.mark.parametrize("n_tokens, form", [(6, "literal"), (7, "fast")])
+def test_the_literal_form_serves_few_tokens_and_the_fast_one_many(monkeypatch, n_tokens, form):
+    monkeypatch.setattr("relational_attention.SHORT", 6)
+    used = []
+    for name in ("literal", "fast"):
+        original = getattr(RelationalAttention, name)
+        monkeypatch.setattr(RelationalAttention, name, lambda *a, name=name, f=original: used.append(name) or f(*a))
+    m, x = RelationalAttention(D, 4).double(), torch.randn(B, n_tokens, D, dtype=torch.float64)
+    out = m(x, x)
+    assert used == [form]
+    torch.testing.assert_close(out, m(x, x, need_weights=True)[0], rtol=0, atol=1e-10)

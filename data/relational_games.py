@@ -1,0 +1,370 @@
+"""Relational Games (Shanahan et al., 2020): does a relation hold between the objects on a 3 x 3 board?
+
+    images, labels = generate("occurs", "pentos", n=2500, seed=1)      # uint8 (2500, 36, 36, 3), int64 (2500,)
+    images, labels = load_npz("mini_between_hexos.npz")                # the same from one of the original files
+    python -m data.relational_games --data=mini                        # draws examples, ours beside original ones
+
+36 x 36 pixels, nine cells, at most one object in each: 3 x 3 blocks of 3 x 3 pixels. "The same" means the same blocks
+in the same colours; a rotated shape is another one. Two objects that are to differ are near misses: they differ in
+colour, in shape or in both, a third each. All this was counted in the public files of two tasks (between and column
+patterns). The full files want a log-in, so for the other tasks what is not published is said at their functions.
+"""
+import difflib
+import hashlib
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import options
+from data.download import download
+
+TASKS = ("same", "occurs", "xoccurs", "between", "match_pattern")
+COLUMN_TASKS = ("column_ABA", "column_AAB", "column_ABB")            # tasks 0, 1, 2 of the files of column patterns
+SPRITES = ("pentos", "hexos", "stripes")
+
+# the 8 free polyominoes of 5, and of 6, squares that fit into 3 x 3
+SHAPES = {"pentos": ".##/##./.#. ##./##./#.. ###/.#./.#. #.#/###/... #../#../### #../##./.## .#./###/.#. ##./.#./.##",
+          "hexos": "###/###/... ###/##./#.. ###/##./.#. ###/#.#/#.. ###/.#./##. ##./###/.#. ##./###/..# ##./.##/##."}
+LEVELS = {"pentos": (0, 128, 255), "hexos": (64, 144, 192), "stripes": (64, 144, 192)}       # of red, green and blue
+
+LINES = np.array([[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 3, 6], [1, 4, 7], [2, 5, 8], [0, 4, 8], [2, 4, 6]])
+LINE_WEIGHTS = np.array([1, 2, 1, 1, 1, 1, 1, 1]) / 9                # the middle row comes twice as often
+PATTERNS = {"AAA": (0, 0, 0), "AAB": (0, 0, 1), "ABA": (0, 1, 0), "ABB": (0, 1, 1), "ABC": (0, 1, 2)}
+
+
+# ---- objects ---------------------------------------------------------------------------------------------------------
+
+class Sprites:
+    """A set of objects. An object is a pair (form, colour); pictures[form, colour] are its 3 x 3 blocks in RGB.
+
+    A form is a mask: a free shape, rotated and reflected. In stripes, a square of three columns A|B|A, it is B's colour.
+    """
+
+    def __init__(self, name):
+        r, g, b = np.meshgrid(*[LEVELS[name]] * 3, indexing="ij")
+        colours = np.stack([r, g, b], -1).reshape(27, 3)[1:-1].astype(np.uint8)    # but the darkest and the lightest
+        self.n_colours, self.near_misses = len(colours), name != "stripes"
+        if name == "stripes":
+            inner, outer = np.broadcast_arrays(colours[:, None], colours[None])    # (form, colour, RGB)
+            rows = np.stack([outer, inner, outer], 2)                              # (25, 25, 3, RGB)
+            self.pictures, self.p_form = np.stack([rows] * 3, 2), np.full(25, 1 / 25)
+            return
+        # each free shape is equally likely, then each of its 8 rotations and reflections, some of which coincide
+        free = [np.array([[c == "#" for c in row] for row in shape.split("/")]) for shape in SHAPES[name].split()]
+        turned = [np.rot90(mask, k) for one in free for mask in (one, one.T) for k in range(4)]
+        masks, counts = np.unique(turned, axis=0, return_counts=True)              # (forms, 3, 3)
+        self.pictures = masks[:, None, :, :, None] * colours[:, None, None]        # (forms, 25, 3, 3, RGB)
+        self.p_form = counts / counts.sum()
+
+    def draw(self, rng, *shape):
+        """Independent objects: int64 (*shape, 2)."""
+        return np.stack([rng.choice(len(self.p_form), shape, p=self.p_form), rng.integers(self.n_colours, size=shape)],
+                        -1)
+
+    def different(self, rng, objects):
+        """For each object a near miss: another colour, another form, or both, a third each. (n, 2) -> (n, 2).
+
+        Stripes have no near misses: they are drawn anew while they are equal.
+        """
+        kind = rng.integers(3, size=len(objects))
+        redraw = np.stack([kind != 0, kind != 1], -1) if self.near_misses else np.ones((len(objects), 2), bool)
+        result, todo = objects.copy(), np.arange(len(objects))
+        while len(todo):
+            result[todo] = np.where(redraw[todo], self.draw(rng, len(todo)), objects[todo])
+            equal = result[todo] == objects[todo]
+            todo = todo[(equal & redraw[todo]).any(1) if self.near_misses else equal.all(1)]
+        return result
+
+    def distinct(self, rng, n, k):
+        """n times k different objects, each but the first a near miss of one of those before it: (n, k, 2)."""
+        objects = self.draw(rng, n, 1)
+        for i in range(1, k):
+            new, todo = np.empty((n, 1, 2), int), np.arange(n)
+            while len(todo):
+                new[todo, 0] = self.different(rng, objects[todo, rng.integers(i, size=len(todo))])
+                todo = todo[(new[todo] == objects[todo]).all(-1).any(1)]
+            objects = np.concatenate([objects, new], 1)
+        return objects
+
+    def render(self, objects, cells):
+        """Objects (n, k, 2) in the cells (n, k), numbered 0 ... 8 row by row -> images uint8 (n, 36, 36, 3)."""
+        blocks = self.pictures[objects[..., 0], objects[..., 1]]                   # (n, k, 3, 3, RGB)
+        board = np.zeros((len(objects), 9, 12, 12, 3), np.uint8)                   # a border of 1 pixel, then 9, then 2
+        board[np.arange(len(objects))[:, None], cells, 1:10, 1:10] = blocks.repeat(3, axis=2).repeat(3, axis=3)
+        return board.reshape(-1, 3, 3, 12, 12, 3).swapaxes(2, 3).reshape(-1, 36, 36, 3)
+
+
+# ---- tasks: whether the relation shall hold -> objects and their cells -----------------------------------------------
+
+def same(s, rng, holds, alternative):
+    """Two objects anywhere: are they the same?"""
+    first = s.draw(rng, len(holds))
+    second = np.where(holds[:, None], first, s.different(rng, first))
+    return np.stack([first, second], 1), anywhere(rng, len(holds), 2)
+
+
+def occurs(s, rng, holds, alternative):
+    """Is the object on top one of the three at the bottom? (Inferred: these are different from each other.)"""
+    objects = s.distinct(rng, len(holds), 4)
+    top, bottom = objects[:, :1], objects[:, 1:]
+    bottom[holds, :1] = top[holds]
+    return top_and_bottom(rng, top, bottom)
+
+
+def xoccurs(s, rng, holds, alternative):
+    """Is the object on top one of the three at the bottom, and do the other two differ?
+
+    Not published: how often which condition is broken. Here half of the false images lack the top object, with three
+    different ones at the bottom, and half have it beside an equal pair. So an equal pair says "false", but in half of
+    the false images the bottom row alone says nothing. Alternative: a third each, the last third breaks both.
+    """
+    objects = s.distinct(rng, len(holds), 4)
+    top, bottom = objects[:, :1], objects[:, 1:]
+    broken = rng.integers(3 if alternative else 2, size=len(holds))                # 0: absent, 1: a pair, 2: both
+    present, pair = holds | (broken == 1), ~holds & (broken > 0)
+    bottom[present, :1] = top[present]
+    bottom[pair, 1] = bottom[pair, 2]
+    return top_and_bottom(rng, top, bottom)
+
+
+def between(s, rng, holds, alternative):
+    """Three in a line (row, column or diagonal), and both ends the same? The middle one is drawn independently.
+
+    False: a quarter of the images (of stripes: half) are three random objects anywhere, the others a line with
+    different ends.
+    """
+    n = len(holds)
+    objects, cells = s.draw(rng, n, 3), LINES[rng.choice(len(LINES), n, p=LINE_WEIGHTS)]
+    scattered = ~holds & (rng.random(n) < (0.25 if s.near_misses else 0.5))
+    cells[scattered] = np.sort(anywhere(rng, n, 3), 1)[scattered]
+    equal = (objects[:, 0] == objects[:, 2]).all(1)                                # even scattered ones may be in a line
+    differing = np.where((scattered & ~equal)[:, None], objects[:, 2], s.different(rng, objects[:, 0]))
+    objects[:, 2] = np.where(holds[:, None], objects[:, 0], differing)
+    return objects, cells
+
+
+def match_pattern(s, rng, holds, alternative):
+    """Do the rows on top and at the bottom have the same pattern of AAA, AAB, ABA, ABB, ABC?
+
+    Not published: how often which pattern; here each equally often, and in false images any two that differ.
+    """
+    n, patterns = len(holds), np.array(list(PATTERNS.values()))
+    first = rng.integers(len(patterns), size=n)
+    second = np.where(holds, first, (first + rng.integers(1, len(patterns), size=n)) % len(patterns))
+    rows = [np.take_along_axis(s.draw(rng, n, 3) if alternative else s.distinct(rng, n, 3),
+                               patterns[pattern][:, :, None], 1) for pattern in (first, second)]
+    return np.concatenate(rows, 1), np.tile([0, 1, 2, 6, 7, 8], (n, 1))
+
+
+def anywhere(rng, n, k):
+    """k different cells, n times: (n, k)."""
+    return rng.permuted(np.tile(np.arange(9), (n, 1)), axis=1)[:, :k]
+
+
+def top_and_bottom(rng, top, bottom):
+    """One object in the middle of the first row, three in the last one in random order."""
+    order = rng.permuted(np.tile(np.arange(3), (len(top), 1)), axis=1)
+    bottom = np.take_along_axis(bottom, order[:, :, None], 1)
+    return np.concatenate([top, bottom], 1), np.tile([1, 6, 7, 8], (len(top), 1))
+
+
+def column(s, rng, holds, pattern):
+    """Three objects in a column: do they have this pattern? False: the other four, equally often (as counted)."""
+    n, patterns = len(holds), np.array(list(PATTERNS.values()))
+    mine = list(PATTERNS).index(pattern)
+    which = np.where(holds, mine, (mine + rng.integers(1, len(patterns), size=n)) % len(patterns))
+    objects = np.take_along_axis(s.distinct(rng, n, 3), patterns[which][:, :, None], 1)
+    return objects, rng.integers(3, size=(n, 1)) + np.array([0, 3, 6])
+
+
+def generate(task, sprites, n, seed, alternative=False):
+    """n images and whether the task's relation holds in them: uint8 (n, 36, 36, 3), int64 (n,); it holds in half.
+
+    alternative: another way to draw what is not published, for xoccurs and match_pattern: see there.
+    Raises ValueError for an unknown task or set of sprites. The same arguments give the same images.
+    """
+    known(task=task, sprites=sprites)
+    if alternative and task not in ("xoccurs", "match_pattern"):
+        raise ValueError(f"task={task} has no alternative sampling: only xoccurs and match_pattern have")
+    rng = np.random.default_rng([seed, (TASKS + COLUMN_TASKS).index(task), SPRITES.index(sprites), alternative])
+    labels = rng.permutation(np.arange(n) % 2)
+    s, holds = Sprites(sprites), labels == 1
+    if task in COLUMN_TASKS:
+        objects, cells = column(s, rng, holds, task.removeprefix("column_"))
+    else:
+        rule = dict(same=same, occurs=occurs, xoccurs=xoccurs, between=between, match_pattern=match_pattern)[task]
+        objects, cells = rule(s, rng, holds, alternative)
+    return s.render(objects, cells), labels
+
+
+def known(*, task, sprites):
+    """Raises ValueError unless there is such a task and such a set of sprites."""
+    for name, value, choices in (("task", task, TASKS + COLUMN_TASKS), ("sprites", sprites, SPRITES)):
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, 1)
+            raise ValueError(f"{name}={value}: " + (f"did you mean {near[0]}? " if near else "")
+                             + f"choose from {', '.join(choices)}")
+
+
+# ---- the original files ----------------------------------------------------------------------------------------------
+
+# Names without _<sprites>.npz. The public files are samples of two tasks; the full ones have 250,000 images of pentos.
+FILES = {"same": "same", "occurs": "occurs", "xoccurs": "xoccurs", "between": "1task_between",
+         "match_pattern": "1task_match_patt", **{task: "3task_col_patts" for task in COLUMN_TASKS}}
+MINI = {"between": "mini_between", **{task: "mini_3task_col_patts" for task in COLUMN_TASKS}}
+MINI_URL = "https://raw.githubusercontent.com/google-deepmind/deepmind-research/master/PrediNet/"
+GIT_BLOB = {"mini_between_pentos.npz": "8fa56f989088aa2d0d2b846955df5088c79e35c0",
+            "mini_between_hexos.npz": "04d949ae7a50ec5c9a38da0ec4dfe11dd9baff0c",
+            "mini_between_stripes.npz": "81d741d61ee1ff2aeb4e848d871979e30086cddc",
+            "mini_3task_col_patts_pentos.npz": "4454e863bb7bc843a48836e7edaa0331d6b25f8f",
+            "mini_3task_col_patts_hexos.npz": "a4ee505429dc7f2a5ff725a79640dce953a9be8b",
+            "mini_3task_col_patts_stripes.npz": "f73195dab121a3167eecf493accac64c2c81a07b"}
+
+
+def find_file(data, task, sprites, data_dir="data/cache"):
+    """Path of a task's file: in the folder `data`, or of the public sample, downloaded, if data is "mini"."""
+    known(task=task, sprites=sprites)
+    if data == "mini":
+        if task not in MINI:
+            raise ValueError(f"task={task}: the public samples are of {', '.join(MINI)} only; for the full files see "
+                             f"the README, or draw images by the rules with --data=generated")
+        name = f"{MINI[task]}_{sprites}.npz"
+        return download(MINI_URL + name, Path(data_dir) / name, check=lambda path: check_git_blob(path, GIT_BLOB[name]))
+    names = [f"{stem}_{sprites}.npz" for stem in (FILES[task], MINI.get(task)) if stem]
+    for name in names:
+        if (Path(data) / name).is_file():
+            return Path(data) / name
+    raise ValueError(f"no {' or '.join(names)} in {data}: --data takes generated, mini, or a folder of original files")
+
+
+def check_git_blob(path, blob):
+    """Raises ValueError unless the file at `path` is the one that git calls `blob`."""
+    content = Path(path).read_bytes()
+    found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    if found != blob:
+        raise ValueError(f"git would call it {found}, not {blob}")
+
+
+def fingerprint(path):
+    """[size, checksum of the images]: tells original files apart without reading them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [Path(path).stat().st_size, archive.getinfo("images.npy").CRC]
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"{path} is cut, damaged or of another kind: {error}") from None
+
+
+def load_npz(path, task=None):
+    """An original file -> images uint8 (n, 36, 36, 3), labels int64 (n,).
+
+    Files of column patterns hold three tasks: `task`, one of COLUMN_TASKS, picks its images.
+    Raises ValueError in one line if the file is missing, damaged or of another kind. No pickles; images are read piece
+    by piece, since those of a full file take 7.8 GB as they are stored, in 64 bits.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {Path(name).stem for name in archive.namelist()}
+            images, labels = (read_array(archive, name) for name in ("images", "labels"))
+            ids = [name for name in ("tasks", "task_ids") if name in names]
+            ids = read_array(archive, ids[0]).ravel() if ids else np.zeros(len(labels), np.uint8)
+    except FileNotFoundError:
+        raise ValueError(f"no file {path}") from None
+    except KeyError as error:
+        raise ValueError(f"{path} is not a file of Relational Games: {error.args[0]}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{path} is cut, damaged or of another kind: {error}") from None
+    labels = labels.ravel().astype(np.int64)
+    if images.shape[1:] != (36, 36, 3) or not len(images) == len(labels) == len(ids) or not len(images):
+        raise ValueError(f"{path}: images {images.shape} and labels {labels.shape}, not (n, 36, 36, 3) and (n,)")
+    if labels.max() > 1:
+        raise ValueError(f"{path}: labels up to {labels.max()}, not 0 and 1")
+    if len(np.unique(ids)) == 1:
+        return images, labels
+    if task not in COLUMN_TASKS:
+        raise ValueError(f"{path} holds several tasks: choose one of {', '.join(COLUMN_TASKS)}")
+    mine = ids == COLUMN_TASKS.index(task)
+    return images[mine], labels[mine]
+
+
+def read_array(archive, name):
+    """An array of an .npz file as uint8. ValueError for anything but whole numbers of 0 ... 255 in C order."""
+    with archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in header:
+            raise ValueError(f"{name} has version {version} of NumPy's format")
+        shape, fortran, dtype = header[version](file)
+        if dtype.kind not in "iub" or fortran or not shape:
+            raise ValueError(f"{name} holds {dtype} {shape}, not whole numbers row by row")
+        rows, row = np.empty(shape, np.uint8).reshape(shape[0], -1), int(np.prod(shape[1:]))
+        for start in range(0, shape[0], 1000):
+            n = min(1000, shape[0] - start)
+            piece = np.frombuffer(file.read(n * row * dtype.itemsize), dtype).reshape(n, row)
+            if piece.size and (piece.min() < 0 or piece.max() > 255):
+                raise ValueError(f"{name} holds {piece.min()} ... {piece.max()}, not 0 ... 255")
+            rows[start:start + n] = piece
+        if file.read(1):                                               # reading to the end compares the checksum
+            raise ValueError(f"{name} is longer than it says")
+        return rows.reshape(shape)
+
+
+# ---- a look at them --------------------------------------------------------------------------------------------------
+
+@dataclass
+class Options:
+    data: str = "generated"                 # what to draw beside ours: mini, or a folder of original files
+    data_dir: str = "data/cache"            # where downloads are kept
+    out: str = "out/relgames/examples.png"  # where to draw
+    seed: int = 1                           # of ours, and of the choice among the originals
+    alternative: bool = False               # the other sampling of xoccurs and match_pattern
+
+
+def contact_sheet(o):
+    """One row of images a task and set of sprites: four that are true and four false; the originals further right."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    def eight(images, labels):
+        pick = [i for value in (1, 0) for i in np.flatnonzero(labels == value)[:4]]
+        return np.concatenate([np.pad(image, ((2, 2), (2, 2), (0, 0)), constant_values=255) for image in images[pick]], 1)
+
+    rows = []
+    for task in TASKS + (COLUMN_TASKS if o.data != "generated" else ()):
+        for sprites in SPRITES:
+            ours = generate(task, sprites, 100, o.seed, o.alternative and task in ("xoccurs", "match_pattern"))
+            rows.append((f"{task}, {sprites}", [eight(*ours)]))
+            if o.data != "generated":
+                try:
+                    images, labels = load_npz(find_file(o.data, task, sprites, o.data_dir), task)
+                except ValueError as error:
+                    print(f"{task}, {sprites}: {error}")
+                    continue
+                order = np.random.default_rng(o.seed).permutation(len(images))
+                rows[-1][1].append(eight(images[order], labels[order]))
+    width = 1 if o.data == "generated" else 2
+    fig, axes = plt.subplots(len(rows), width, figsize=(6 * width, 0.85 * len(rows)), squeeze=False,
+                             layout="constrained")
+    for (title, sheets), row in zip(rows, axes):
+        for ax, sheet in zip(row, sheets):
+            ax.imshow(sheet, interpolation="nearest")
+        row[0].set_title(f"{title}: four true, four false" + (", ours | original" if len(sheets) > 1 else ""),
+                         fontsize=7, loc="left", pad=2)
+        for ax in row:
+            ax.axis("off")
+    Path(o.out).parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(o.out, dpi=130)
+    print(f"examples: {o.out}")
+
+
+def main(argv=None):
+    o, = options.parse_options(Options, argv=argv)
+    with options.one_line_errors():
+        contact_sheet(o)
+
+
+if __name__ == "__main__":
+    options.start(main)

@@ -1,0 +1,430 @@
+"""Relational Games: how many images does it take to learn a relation? Figure 2 of the paper, a Transformer against DAT.
+
+    python train_relgames.py                                    occurs, 250 to 1000 images: about five minutes on two cores
+    python train_relgames.py --task=match_pattern --seed=1,2    another task, at its own training sizes
+    python train_relgames.py --sweep --paper                    the whole figure, the published curves behind ours
+    python train_relgames.py --symmetric=True,False             Figure 6; --ra_type=rca: Figure 12; --preset=wide: v3
+    python train_relgames.py --task=between --data=mini         original images instead of drawn ones
+
+A cell is one training: (task, training size, model, seed). Its result is a small file in out/relgames/cells; cells that
+are there are not run again, so a sweep that was interrupted goes on when its command is repeated.
+"""
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import compare
+import training
+from data import relational_games as games
+from model import TransformerConfig, VisionTransformer, at_least
+
+import matplotlib.pyplot as plt                                       # after compare, which chooses the backend
+
+
+@dataclass
+class Config(TransformerConfig):
+    # the published model: d_model 128, 2 layers, 2 heads, pre-norm
+    n_layers: int = 2                       # number of blocks
+    n_heads: int = 2                        # all heads of a layer, sensory and relational
+    n_ra: int = 2                           # how many of them are relational; 0: Transformer [2,1, then 0 as baseline]
+    d_ff: int | None = 256                  # width of the MLP
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu"] = "swiglu"   # of the MLP; see model.MLP
+    dropout: float = 0.1                    # on attention, symbol retrieval, branches and embeddings; in training only
+    position: Literal["learned", "sinusoidal", "rope"] = "learned"       # how patches know their place
+    final_norm: bool = False                # one more norm after the last block: with it DAT learns much more slowly
+    symbols: Literal["symbolic", "relative", "positional"] = "positional"   # who is the sender? see symbols.py
+    n_symbols: int = 9                      # symbolic: size of the library; as many as there are patches
+    symmetric: bool = True                  # W_q_rel = W_k_rel; False: Figure 6
+    pool: Literal["mean_cls", "mean", "cls"] = "mean_cls"   # what the head reads: see model.VisionTransformer
+    # what to learn, from how many images
+    task: Literal[games.TASKS + games.COLUMN_TASKS] = "occurs"           # see data/relational_games.py
+    sprites: Literal["pentos", "hexos", "stripes"] = "pentos"   # learned from; tested on these and on the other two
+    train_size: int | None = None           # number of training images; default: several, see SIZES
+    test_size: int = 5000                   # number of test images of each set of sprites
+    data: str = "generated"                 # generated, mini (public samples, downloaded), or a folder of original files
+    test_data: str = ""                     # where the test images come from; default: as --data
+    data_dir: str = "data/cache"            # where downloads are kept
+    alternative: bool = False               # the other way to draw the unpublished parts of xoccurs and match_pattern
+    # how to train
+    batch_size: int = 512                   # images in one step
+    epochs: int = 50                        # passes through the training images
+    max_steps: int | None = None            # stop each training after so many steps
+    learning_rate: float = 1e-3             # Adam's, constant
+    beta1: float = 0.9                      # Adam
+    beta2: float = 0.99                     # Adam
+    # how to run it
+    seed: int = 1                           # of images, weights, order and dropout [1,2,3; with --sweep 1,2,3,4,5]
+    sweep: bool = False                     # all five tasks, all training sizes of the paper, five seeds
+    workers: int | None = None              # trainings at a time; default: one for each CPU core, 4 on a GPU
+    device: str = "auto"                    # auto: cuda, else mps, else cpu
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"   # of matrix products; auto: bfloat16 on GPUs that have it
+    out_dir: str = "out/relgames"           # results, table and figures
+    resume: bool = True                     # keep finished cells; False: run them again
+    baseline: bool = True                   # the Transformer with as many heads, beside each DAT
+    match_params: bool = False              # give the baseline the d_ff that makes parameter counts agree within 1%
+    paper: bool = False                     # draw the published curves behind ours
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, train_size=2, test_size=1, batch_size=1, epochs=1, max_steps=1, learning_rate=0, beta1=0, beta2=0,
+                 seed=0, workers=1)
+        if max(self.beta1, self.beta2) >= 1:
+            raise ValueError(f"beta1={self.beta1} and beta2={self.beta2} must be below 1")
+
+
+PRESETS = {"wide": dict(d_model=144, d_ff=288, n_ra=0)}               # v3: a Transformer as large as its DAT
+EASY, HARD = tuple(range(250, 2501, 250)), tuple(range(5000, 25001, 2500))             # the published training sizes
+SIZES = {"occurs": (250, 500, 1000), "same": (250, 500, 1000), "between": (250, 500, 1000), "xoccurs": (1000, 2500),
+         "match_pattern": (15000,)}                                   # without --sweep
+
+
+def cells_of(argv):
+    """The command line -> one Config for each cell."""
+    sweep = training.parse_options(Config, PRESETS, argv)[0].sweep
+    grid = {"task": games.TASKS, "n_ra": (2, 1), "seed": (1, 2, 3, 4, 5)} if sweep else {"n_ra": (2, 1), "seed": (1, 2, 3)}
+    cells = []
+    for cfg in training.parse_options(Config, PRESETS, argv, grid):
+        sizes = (HARD if cfg.task == "match_pattern" else EASY) if sweep else SIZES.get(cfg.task, EASY[-1:])
+        cells += [replace(cfg, train_size=size) for size in ([cfg.train_size] if cfg.train_size else sizes)]
+    return sorted(training.with_baselines(cells, count_parameters), key=lambda cfg: cfg.seed)
+
+
+def count_parameters(cfg):
+    """How many the model will have."""
+    with torch.device("meta"):                                        # shapes only, nothing allocated
+        return sum(p.numel() for p in make_model(cfg).parameters())
+
+
+def make_model(cfg):
+    return VisionTransformer(cfg, image_size=36, patch_size=12, n_classes=2, pool=cfg.pool)
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+def some(cfg, data, sprites, n, start):
+    """n images and labels: drawn (start only says which), or a file's in an order that depends on the seed."""
+    if data == "generated":
+        return games.generate(cfg.task, sprites, n, 2 * cfg.seed + (start > 0), cfg.alternative)
+    images, labels = games.load_npz(games.find_file(data, cfg.task, sprites, cfg.data_dir), cfg.task)
+    order = np.random.default_rng(cfg.seed).permutation(len(images))[start:start + n]
+    return images[order], labels[order]
+
+
+def split(cfg):
+    """-> training images and labels, {sprites: test images and labels}.
+
+    No test image of the training sprites equals a training image: there are few enough images of some tasks for that.
+    (authors' code: drawn with replacement, so that some do)
+    """
+    tests = {sprites: some(cfg, cfg.test_data or cfg.data, sprites, cfg.test_size, 0) for sprites in test_sprites(cfg)}
+    seen = {image.tobytes() for image in tests[cfg.sprites][0]}
+    images, labels = some(cfg, cfg.data, cfg.sprites, 2 * cfg.train_size, cfg.test_size)
+    new = [i for i, image in enumerate(images) if image.tobytes() not in seen][:cfg.train_size]
+    for name, wanted, have in (("test_size", cfg.test_size, len(tests[cfg.sprites][0])), ("train_size", cfg.train_size, len(new))):
+        if have < wanted:
+            raise ValueError(f"{name}={wanted}: there are only {have:,} images of {cfg.task}, {cfg.sprites} for that")
+    return (images[new], labels[new]), tests
+
+
+def test_sprites(cfg):
+    """The sets of sprites to test on: those learned from, and of the others those whose file is there."""
+    data, found = cfg.test_data or cfg.data, []
+    for sprites in games.SPRITES:
+        try:
+            if data != "generated":
+                games.find_file(data, cfg.task, sprites, cfg.data_dir)
+            found.append(sprites)
+        except ValueError:
+            if sprites == cfg.sprites or data == "mini":
+                raise
+    return found
+
+
+# ---- one cell --------------------------------------------------------------------------------------------------------
+
+def train(cfg, device, dtype, step_done=lambda: None):
+    """-> what the cell's file says besides its options: accuracies, losses, parameters, steps, seconds."""
+    (images, labels), tests = split(cfg)
+    images, labels = (torch.from_numpy(array).to(device) for array in (images, labels))            # uint8 (N, 36, 36, 3)
+    torch.manual_seed(cfg.seed)
+    model = make_model(cfg).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2))
+    started, step, losses = time.perf_counter(), 0, []
+    for epoch in range(cfg.epochs):
+        order = torch.from_numpy(np.random.default_rng([cfg.seed, epoch]).permutation(len(images))).to(device)
+        for batch in order.split(cfg.batch_size)[:steps_of(cfg) - step]:
+            step += 1
+            training.reseed(cfg.seed, step)                           # for dropout
+            with training.autocast(device, dtype):
+                _, loss = model(pixels(images[batch]), labels[batch])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+            step_done()
+    train_loss = torch.stack(losses[-(-len(images) // cfg.batch_size):]).mean().item()             # of the last epoch
+    seconds = time.perf_counter() - started
+    if not np.isfinite(train_loss):
+        raise ValueError(f"{training.run_name(cfg)}: the loss became {train_loss}: try a lower --learning_rate")
+    accuracy = {sprites: evaluate(model, *test, device, dtype) for sprites, test in tests.items()}
+    return {"accuracy": accuracy, "train_loss": train_loss, "n_parameters": sum(p.numel() for p in model.parameters()),
+            "steps": step, "seconds": round(seconds, 2)}
+
+
+def steps_of(cfg):
+    """Optimizer steps of a cell."""
+    steps = cfg.epochs * -(-cfg.train_size // cfg.batch_size)
+    return min(steps, cfg.max_steps or steps)
+
+
+def pixels(images):
+    """uint8 (B, H, W, C) -> (B, C, H, W) in 0 ... 1."""
+    return images.permute(0, 3, 1, 2).float() / 255
+
+
+@torch.no_grad()
+def evaluate(model, images, labels, device, dtype):
+    """Share of the images that are classified correctly."""
+    model.eval()
+    right = 0
+    for x, y in zip(torch.from_numpy(images).split(1000), torch.from_numpy(labels).split(1000)):
+        with training.autocast(device, dtype):
+            logits, _ = model(pixels(x.to(device)))                   # (B, 2)
+        right += (logits.argmax(-1) == y.to(device)).sum().item()
+    model.train()
+    return right / len(images)
+
+
+# ---- many cells ------------------------------------------------------------------------------------------------------
+
+def record_of(cfg, dtype):
+    """What defines a cell's result: options, code, torch, files, precision."""
+    files = {}
+    for data in {cfg.data, cfg.test_data or cfg.data} - {"generated"}:
+        for sprites in test_sprites(cfg) if data == (cfg.test_data or cfg.data) else [cfg.sprites]:
+            path = games.find_file(data, cfg.task, sprites, cfg.data_dir)
+            files[path.name] = games.fingerprint(path)
+    options = {name: value for name, value in asdict(cfg).items() if name not in training.NOT_COMPARED}
+    return {"options": options, "code": training.code_hash(("train_relgames.py", "data/relational_games.py")),
+            "torch": torch.__version__, "files": files, "dtype": str(dtype)}
+
+
+def load_cell(path):
+    """A cell's file, or None if it is not there or damaged."""
+    try:
+        cell = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return cell if isinstance(cell, dict) and {"options", "code", "accuracy"} <= cell.keys() else None
+
+
+def run_cell(cfg, record, path, device, dtype):
+    """In a worker process: trains, then writes the cell's file."""
+    cell = {**record, **train(cfg, device, dtype, count_step), "device": str(device)}
+    training.write_atomically(path, lambda temporary: temporary.write_text(json.dumps(cell, indent=1)))
+    return cell
+
+
+def start_worker(counter, threads):
+    """A worker counts its steps for the progress bar, dies silently of Ctrl-C, and does not outlive the main process."""
+    global count_step
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+    def count_step():
+        with counter.get_lock():
+            counter.value += 1
+
+
+def run_all(todo, device, dtype, workers):
+    """Trains cells [(cfg, record, path)] in a pool of processes. A kill loses only those in flight."""
+    spawn = multiprocessing.get_context("spawn")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(len(todo), workers or (cores if device.type == "cpu" else 4))
+    counter = spawn.Value("q", 0)
+    bar = tqdm(total=sum(steps_of(cfg) for cfg, *_ in todo), unit="step", disable=not sys.stderr.isatty(), leave=False)
+    pool = ProcessPoolExecutor(workers, spawn, start_worker, (counter, max(1, cores // workers)))
+    try:
+        waiting = {pool.submit(run_cell, *cell, device, dtype): cell for cell in todo}
+        n_done = 0
+        while waiting:
+            done, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            bar.update(counter.value - bar.n)
+            for future in done:
+                cfg, _, path = waiting.pop(future)
+                cell, n_done = future.result(), n_done + 1
+                bar.write(f"{n_done}/{len(todo)}  {path.stem}: accuracy "
+                          + "  ".join(f"{sprites} {value:.3f}" for sprites, value in cell["accuracy"].items())
+                          + f"  ({cell['seconds']:.0f} s)")
+    except BrokenProcessPool:
+        raise ValueError("a worker was killed, perhaps for want of memory: repeat the command with fewer --workers; "
+                         "finished cells are kept") from None
+    finally:
+        bar.close()
+        for worker in multiprocessing.active_children():              # after Ctrl-C or an error they would train on
+            worker.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+# ---- what came out ---------------------------------------------------------------------------------------------------
+
+def grouped(cells):
+    """{what sets a model apart: {(task, train_size): {seed: its cell}}}, Transformers last."""
+    def identity(cell):
+        unnamed = ("task", "train_size", "seed", "n_ra", "n_heads", *(training.RELATIONAL if not cell["options"]["n_ra"] else ()))
+        return {**{k: v for k, v in cell["options"].items() if k not in unnamed}, "dtype": cell["dtype"]}
+
+    identities = [identity(cell) for cell in cells]
+    names = dict.fromkeys(name for one in identities for name in one)
+    differing = [name for name in names if len({one[name] for one in identities if name in one}) > 1]
+    groups = {}
+    for cell, one in sorted(zip(cells, identities), key=lambda pair: -pair[0]["options"]["n_ra"]):
+        o = cell["options"]
+        label = f"{'DAT' if o['n_ra'] else 'Transformer'} {o['n_heads'] - o['n_ra']}+{o['n_ra']}"
+        label = ", ".join([label, *(f"{name}={one[name]}" for name in differing if name in one)])
+        groups.setdefault(label, {}).setdefault((o["task"], o["train_size"]), {})[o["seed"]] = cell
+    return groups
+
+
+def accuracies(by_seed, sprites):
+    """{seed: accuracy} of the cells that were tested on `sprites`."""
+    return {seed: cell["accuracy"][sprites] for seed, cell in by_seed.items() if sprites in cell["accuracy"]}
+
+
+def draw(groups, sprites, path, paper):
+    """One panel a task: accuracy against training size, the mean over seeds, from three seeds on with its 95% band."""
+    tasks = [task for task in (*games.TASKS, *games.COLUMN_TASKS) if any(task == t for g in groups.values() for t, _ in g)]
+    fig, axes = plt.subplots(1, len(tasks), figsize=(1.5 + 3.4 * len(tasks), 3.6), squeeze=False, sharey=True,
+                             layout="constrained")
+    for ax, task in zip(axes[0], tasks):
+        for color, (label, group) in zip(plt.cm.tab10.colors * len(groups), groups.items()):
+            sizes = sorted(size for t, size in group if t == task and accuracies(group[t, size], sprites))
+            values = [np.array(list(accuracies(group[task, size], sprites).values())) for size in sizes]
+            mean = np.array([v.mean() for v in values])
+            half = np.array([compare.half_interval(v) if len(v) >= 3 else 0.0 for v in values])
+            ax.plot(sizes, mean, "o-", ms=3, color=color, label=label)
+            ax.fill_between(sizes, mean - half, mean + half, color=color, alpha=0.2, lw=0)
+        if paper:
+            for label, (x, y) in published(task, sprites).items():
+                color = next((line.get_color() for line in ax.lines if line.get_label() == label), "grey")
+                ax.plot(x, y, "--", color=color, lw=1, label=f"{label}, published")
+        ax.axhline(0.5, color="grey", lw=0.5)                         # guessing
+        ax.set(title=task.replace("_", " "), xlabel="training images")
+        ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel(f"test accuracy, {sprites}")
+    axes[0, -1].legend(fontsize=7)
+    fig.savefig(path, dpi=130)
+    plt.close(fig)
+
+
+def published(task, sprites):
+    """{model: (training sizes, mean accuracies)} of the paper, for our names of models."""
+    curves = {}
+    with open(training.ROOT / "results/paper/relational_games.csv", newline="") as f:
+        for row in csv.DictReader(f):
+            if (row["task"], row["sprites"]) == (task, sprites):
+                label = f"{'DAT' if int(row['n_ra']) else 'Transformer'} {row['n_sa']}+{row['n_ra']}"
+                x, y = curves.setdefault(label, ([], []))
+                x.append(int(row["train_size"]))
+                y.append(float(row["accuracy"]))
+    return curves
+
+
+def table(groups, sprites):
+    """Markdown: accuracy of each model at each size, its spread, and the paired difference to the Transformer."""
+    others = [s for s in games.SPRITES if s != sprites]
+    lines = [f"| task | images | model | parameters | {sprites} | {others[0]} | {others[1]} | seeds | s each | minus Transformer |",
+             "|---" * 10 + "|"]
+    sizes = {key for group in groups.values() for key in group}
+    for task, size in sorted(sizes, key=lambda key: ((*games.TASKS, *games.COLUMN_TASKS).index(key[0]), key[1])):
+        for label, group in groups.items():
+            by_seed = group.get((task, size))
+            if by_seed:
+                means = [show(list(accuracies(by_seed, s).values())) for s in (sprites, *others)]
+                cells = list(by_seed.values())
+                seconds = np.mean([cell["seconds"] for cell in cells])
+                lines.append(f"| {task} | {size} | {label} | {cells[0]['n_parameters']:,} | {' | '.join(means)} | "
+                             f"{len(cells)} | {seconds:.0f} | {difference(groups, label, (task, size), sprites)} |")
+    return lines
+
+
+def show(values):
+    """Mean, and from three values on half the 95% interval of the mean."""
+    if not values:
+        return ""
+    return f"{np.mean(values):.3f}" + (f" ± {compare.half_interval(values):.3f}" if len(values) >= 3 else "")
+
+
+def difference(groups, label, key, sprites):
+    """DAT - Transformer at equal task and size, paired by seed: the images are the same within a pair."""
+    bases = [other for other in groups if other.startswith("Transformer")]
+    if label in bases or not bases or key not in groups[bases[0]]:
+        return ""
+    mine, theirs = accuracies(groups[label][key], sprites), accuracies(groups[bases[0]][key], sprites)
+    delta = np.array([mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())])
+    if len(delta) < 3:
+        return f"{delta.mean():+.3f} ({len(delta)} seeds: may be noise)" if len(delta) else ""
+    low, high = delta.mean() - compare.half_interval(delta), delta.mean() + compare.half_interval(delta)
+    return f"{delta.mean():+.3f} [{low:+.3f}, {high:+.3f}]" + (": no difference" if low <= 0 <= high else "")
+
+
+def write_results(cells, path):
+    """All cells as one CSV."""
+    with open(path, "w", newline="") as f:
+        writer = csv.writer(f)
+        options = [name for name in cells[0]["options"]]
+        facts = ["n_parameters", "steps", "seconds", "train_loss", "device", "dtype"]
+        writer.writerow([*options, *(f"accuracy_{s}" for s in games.SPRITES), *facts])
+        for cell in cells:
+            writer.writerow([*(cell["options"][name] for name in options),
+                             *(cell["accuracy"].get(s, "") for s in games.SPRITES), *(cell[name] for name in facts)])
+
+
+def main(argv=None):
+    with training.one_line_errors():
+        cells = cells_of(argv)
+        cfg = cells[0]
+        device, dtype, why = training.choose_device(cfg.device, cfg.dtype)
+        folder = Path(cfg.out_dir) / "cells"
+        folder.mkdir(parents=True, exist_ok=True)
+        todo, n_kept = [], 0
+        for cell in cells:
+            record, path = record_of(cell, dtype), folder / f"{training.run_name(cell)}.json"
+            old = load_cell(path) or {}
+            if cfg.resume and all(old.get(key) == value for key, value in record.items()):
+                n_kept += 1
+            else:
+                todo.append((cell, record, path))
+        print(f"data: {cfg.data}; device: {why}\n{len(cells)} cells" + (f", {n_kept} of them finished before" if n_kept else ""))
+        if todo:
+            run_all(todo, device, dtype, cfg.workers)
+        results = [cell for cell in map(load_cell, sorted(folder.glob("*.json")))
+                   if cell and cell["code"] == record["code"] and cell["options"]["sprites"] == cfg.sprites]
+        groups, out_dir = grouped(results), Path(cfg.out_dir)
+        write_results(results, out_dir / "results.csv")
+        for sprites in games.SPRITES:
+            draw(groups, sprites, out_dir / ("learning_curves.png" if sprites == cfg.sprites else f"{sprites}.png"), cfg.paper)
+    lines = table(groups, cfg.sprites)
+    (out_dir / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n" + "\n".join(lines))
+    print(f"\n±, [ ]: 95% Student-t intervals over seeds.\n{out_dir / 'learning_curves.png'}, {out_dir / 'table.md'}, {out_dir / 'results.csv'}")
+
+
+if __name__ == "__main__":
+    training.start(main)
