@@ -10,17 +10,8 @@ A cell is one training: (task, training size, model, seed). Its result is a smal
 are there are not run again, so a sweep that was interrupted goes on when its command is repeated.
 """
 import csv
-import json
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 import compare
+import sweep
 import training
 from data import relational_games as games
 from model import TransformerConfig, VisionTransformer, at_least
@@ -157,8 +149,8 @@ def test_sprites(cfg):
 
 # ---- one cell --------------------------------------------------------------------------------------------------------
 
-def train(cfg, device, dtype, step_done=lambda: None):
-    """-> what the cell's file says besides its options: accuracies, losses, parameters, steps, seconds."""
+def train(cfg, record, device, dtype, step_done=lambda: None):
+    """One cell, in a process of its own -> its record and what came out: accuracies, loss, steps, seconds."""
     (images, labels), tests = split(cfg)
     images, labels = (torch.from_numpy(array).to(device) for array in (images, labels))            # uint8 (N, 36, 36, 3)
     torch.manual_seed(cfg.seed)
@@ -177,13 +169,13 @@ def train(cfg, device, dtype, step_done=lambda: None):
             optimizer.step()
             losses.append(loss.detach())
             step_done()
-    train_loss = torch.stack(losses[-(-len(images) // cfg.batch_size):]).mean().item()             # of the last epoch
+    train_loss = torch.stack(losses[-(-len(images) // cfg.batch_size) * -1:]).mean().item()        # of the last epoch
     seconds = time.perf_counter() - started
     if not np.isfinite(train_loss):
         raise ValueError(f"{training.run_name(cfg)}: the loss became {train_loss}: try a lower --learning_rate")
     accuracy = {sprites: evaluate(model, *test, device, dtype) for sprites, test in tests.items()}
-    return {"accuracy": accuracy, "train_loss": train_loss, "n_parameters": sum(p.numel() for p in model.parameters()),
-            "steps": step, "seconds": round(seconds, 2)}
+    return {**record, "accuracy": accuracy, "train_loss": train_loss, "steps": step, "seconds": round(seconds, 2),
+            "n_parameters": sum(p.numel() for p in model.parameters()), "device": str(device)}
 
 
 def steps_of(cfg):
@@ -210,76 +202,16 @@ def evaluate(model, images, labels, device, dtype):
     return right / len(images)
 
 
-# ---- many cells ------------------------------------------------------------------------------------------------------
-
 def record_of(cfg, dtype):
-    """What defines a cell's result: options, code, torch, files, precision."""
-    files = {}
-    for data in {cfg.data, cfg.test_data or cfg.data} - {"generated"}:
-        for sprites in test_sprites(cfg) if data == (cfg.test_data or cfg.data) else [cfg.sprites]:
-            path = games.find_file(data, cfg.task, sprites, cfg.data_dir)
-            files[path.name] = games.fingerprint(path)
-    options = {name: value for name, value in asdict(cfg).items() if name not in training.NOT_COMPARED}
-    return {"options": options, "code": training.code_hash(("train_relgames.py", "data/relational_games.py")),
-            "torch": torch.__version__, "files": files, "dtype": str(dtype)}
-
-
-def load_cell(path):
-    """A cell's file, or None if it is not there or damaged."""
-    try:
-        cell = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return cell if isinstance(cell, dict) and {"options", "code", "accuracy"} <= cell.keys() else None
-
-
-def run_cell(cfg, record, path, device, dtype):
-    """In a worker process: trains, then writes the cell's file."""
-    cell = {**record, **train(cfg, device, dtype, count_step), "device": str(device)}
-    training.write_atomically(path, lambda temporary: temporary.write_text(json.dumps(cell, indent=1)))
-    return cell
-
-
-def start_worker(counter, threads):
-    """A worker counts its steps for the progress bar, dies silently of Ctrl-C, and does not outlive the main process."""
-    global count_step
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-
-    def count_step():
-        with counter.get_lock():
-            counter.value += 1
-
-
-def run_all(todo, device, dtype, workers):
-    """Trains cells [(cfg, record, path)] in a pool of processes. A kill loses only those in flight."""
-    spawn = multiprocessing.get_context("spawn")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(len(todo), workers or (cores if device.type == "cpu" else 4))
-    counter = spawn.Value("q", 0)
-    bar = tqdm(total=sum(steps_of(cfg) for cfg, *_ in todo), unit="step", disable=not sys.stderr.isatty(), leave=False)
-    pool = ProcessPoolExecutor(workers, spawn, start_worker, (counter, max(1, cores // workers)))
-    try:
-        waiting = {pool.submit(run_cell, *cell, device, dtype): cell for cell in todo}
-        n_done = 0
-        while waiting:
-            done, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-            bar.update(counter.value - bar.n)
-            for future in done:
-                cfg, _, path = waiting.pop(future)
-                cell, n_done = future.result(), n_done + 1
-                bar.write(f"{n_done}/{len(todo)}  {path.stem}: accuracy "
-                          + "  ".join(f"{sprites} {value:.3f}" for sprites, value in cell["accuracy"].items())
-                          + f"  ({cell['seconds']:.0f} s)")
-    except BrokenProcessPool:
-        raise ValueError("a worker was killed, perhaps for want of memory: repeat the command with fewer --workers; "
-                         "finished cells are kept") from None
-    finally:
-        bar.close()
-        for worker in multiprocessing.active_children():              # after Ctrl-C or an error they would train on
-            worker.terminate()
-        pool.shutdown(cancel_futures=True)
+    """What a cell's result depends on: a cell on disk that agrees in all of it is not run again."""
+    data, files = cfg.test_data or cfg.data, []
+    if data != "generated":
+        files += [games.find_file(data, cfg.task, sprites, cfg.data_dir) for sprites in test_sprites(cfg)]
+    if cfg.data != "generated":
+        files += [games.find_file(cfg.data, cfg.task, cfg.sprites, cfg.data_dir)]
+    return {"options": {name: value for name, value in asdict(cfg).items() if name not in training.NOT_COMPARED},
+            "code": training.code_hash(("train_relgames.py", "data/relational_games.py")), "torch": torch.__version__,
+            "files": {path.name: games.fingerprint(path) for path in files}, "dtype": str(dtype)}
 
 
 # ---- what came out ---------------------------------------------------------------------------------------------------
@@ -399,31 +331,29 @@ def write_results(cells, path):
 def main(argv=None):
     with training.one_line_errors():
         cells = cells_of(argv)
-        cfg = cells[0]
+        cfg, folder = cells[0], Path(cells[0].out_dir)
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
         device, dtype, why = training.choose_device(cfg.device, cfg.dtype)
-        folder = Path(cfg.out_dir) / "cells"
-        folder.mkdir(parents=True, exist_ok=True)
-        todo, n_kept = [], 0
-        for cell in cells:
-            record, path = record_of(cell, dtype), folder / f"{training.run_name(cell)}.json"
-            old = load_cell(path) or {}
-            if cfg.resume and all(old.get(key) == value for key, value in record.items()):
-                n_kept += 1
-            else:
-                todo.append((cell, record, path))
-        print(f"data: {cfg.data}; device: {why}\n{len(cells)} cells" + (f", {n_kept} of them finished before" if n_kept else ""))
-        if todo:
-            run_all(todo, device, dtype, cfg.workers)
-        results = [cell for cell in map(load_cell, sorted(folder.glob("*.json")))
-                   if cell and cell["code"] == record["code"] and cell["options"]["sprites"] == cfg.sprites]
-        groups, out_dir = grouped(results), Path(cfg.out_dir)
-        write_results(results, out_dir / "results.csv")
+        records = {folder / "cells" / f"{training.run_name(cell)}.json": record_of(cell, dtype) for cell in cells}
+        jobs = {path: (cell, record, device, dtype) for (path, record), cell in zip(records.items(), cells)
+                if not (cfg.resume and sweep.load(path).items() >= record.items())}
+        print(f"images: {cfg.data}\ndevice: {why}\n{len(cells)} cells, {len(cells) - len(jobs)} of them finished before")
+        if jobs:
+            workers = cfg.workers or (sweep.cores() if device.type == "cpu" else 4)
+            for i, (path, cell) in enumerate(sweep.run(train, jobs, sum(steps_of(job[0]) for job in jobs.values()), workers)):
+                tqdm.write(f"{i + 1}/{len(jobs)}  {path.stem}:  " + "  ".join(
+                    f"{sprites} {value:.3f}" for sprites, value in cell["accuracy"].items()) + f"  {cell['seconds']:.0f} s")
+        # everything finished in the folder that the same code computed: a sweep may come in pieces
+        results = [cell for cell in map(sweep.load, sorted((folder / "cells").glob("*.json")))
+                   if cell.get("code") == next(iter(records.values()))["code"] and cell["options"]["sprites"] == cfg.sprites]
+        groups = grouped(results)
+        write_results(results, folder / "results.csv")
         for sprites in games.SPRITES:
-            draw(groups, sprites, out_dir / ("learning_curves.png" if sprites == cfg.sprites else f"{sprites}.png"), cfg.paper)
+            draw(groups, sprites, folder / ("learning_curves.png" if sprites == cfg.sprites else f"{sprites}.png"), cfg.paper)
     lines = table(groups, cfg.sprites)
-    (out_dir / "table.md").write_text("\n".join(lines) + "\n")
+    (folder / "table.md").write_text("\n".join(lines) + "\n")
     print("\n" + "\n".join(lines))
-    print(f"\n±, [ ]: 95% Student-t intervals over seeds.\n{out_dir / 'learning_curves.png'}, {out_dir / 'table.md'}, {out_dir / 'results.csv'}")
+    print(f"\n±, [ ]: 95% Student-t intervals over seeds.\n{folder / 'learning_curves.png'}, {folder / 'table.md'}, {folder / 'results.csv'}")
 
 
 if __name__ == "__main__":

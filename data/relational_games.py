@@ -78,13 +78,14 @@ class Sprites:
             todo = todo[(equal & redraw[todo]).any(1) if self.near_misses else equal.all(1)]
         return result
 
-    def distinct(self, rng, n, k):
-        """n times k different objects, each but the first a near miss of one of those before it: (n, k, 2)."""
+    def distinct(self, rng, n, k, related=True):
+        """n times k different objects (n, k, 2), each but the first a near miss of one of those before it, if related."""
         objects = self.draw(rng, n, 1)
         for i in range(1, k):
             new, todo = np.empty((n, 1, 2), int), np.arange(n)
             while len(todo):
-                new[todo, 0] = self.different(rng, objects[todo, rng.integers(i, size=len(todo))])
+                like = objects[todo, rng.integers(i, size=len(todo))]
+                new[todo, 0] = self.different(rng, like) if related else self.draw(rng, len(todo))
                 todo = todo[(new[todo] == objects[todo]).all(-1).any(1)]
             objects = np.concatenate([objects, new], 1)
         return objects
@@ -149,13 +150,14 @@ def between(s, rng, holds, alternative):
 def match_pattern(s, rng, holds, alternative):
     """Do the rows on top and at the bottom have the same pattern of AAA, AAB, ABA, ABB, ABC?
 
-    Not published: how often which pattern; here each equally often, and in false images any two that differ.
+    Not published: how often which pattern; here each equally often, and in false images any two that differ. Objects of
+    a row are near misses, as in column patterns. Alternative: they are unrelated, which is easier to learn.
     """
     n, patterns = len(holds), np.array(list(PATTERNS.values()))
     first = rng.integers(len(patterns), size=n)
     second = np.where(holds, first, (first + rng.integers(1, len(patterns), size=n)) % len(patterns))
-    rows = [np.take_along_axis(s.draw(rng, n, 3) if alternative else s.distinct(rng, n, 3),
-                               patterns[pattern][:, :, None], 1) for pattern in (first, second)]
+    rows = [np.take_along_axis(s.distinct(rng, n, 3, related=not alternative), patterns[which][:, :, None], 1)
+            for which in (first, second)]                                          # (n, 3, 2) each
     return np.concatenate(rows, 1), np.tile([0, 1, 2, 6, 7, 8], (n, 1))
 
 
