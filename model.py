@@ -155,7 +155,8 @@ class Stack(nn.Module):
         n_retrievers = 0 if cfg.n_ra == 0 else 1 if cfg.shared_symbols else cfg.n_layers
         self.symbols = nn.ModuleList(make_symbols(cfg) for _ in range(n_retrievers))
         self.blocks = nn.ModuleList(block(cfg) for _ in range(cfg.n_layers))
-        self.norm = make_norm(cfg) if cfg.final_norm else nn.Identity()      # after post-norm too, as in the authors' LMs
+        # after post-norm too, as in the authors' language models
+        self.norm = make_norm(cfg) if cfg.final_norm else nn.Identity()
 
     def forward(self, x, *, caches=None, **how):
         """x (B, T, d_model) -> (B, T, d_model); with `caches` (one per layer) x continues what they remember.
@@ -272,8 +273,9 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, cfg, *, image_size, patch_size, n_classes, pool="mean", channels=3):
         super().__init__()
-        if image_size % patch_size:
-            raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
+        if image_size % patch_size or pool not in ("cls", "mean", "mean_cls"):
+            raise ValueError(f"image_size={image_size} must be a multiple of patch_size={patch_size}, and pool={pool!r} "
+                             f"one of cls, mean, mean_cls")
         self.patch_size, self.pool = patch_size, pool
         n_tokens = (image_size // patch_size) ** 2 + (pool != "mean")
         self.cfg = cfg = replace(cfg, max_len=n_tokens)

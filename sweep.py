@@ -1,4 +1,4 @@
-"""Many small trainings at a time: a pool of processes, and a file for each result, so that a sweep can be interrupted."""
+"""Many small trainings at a time: a pool of processes, and a file for each result, so that a sweep may be cut short."""
 import json
 import multiprocessing
 import os

@@ -1,6 +1,6 @@
 """Relational Games: how many images does it take to learn a relation? Figure 2 of the paper, a Transformer against DAT.
 
-    python train_relgames.py                                    occurs, 250 to 1000 images: about five minutes on two cores
+    python train_relgames.py                                    occurs, 250 to 1000 images: minutes on two cores
     python train_relgames.py --task=match_pattern --seed=1,2    another task, at its own training sizes
     python train_relgames.py --sweep --paper                    the whole figure, the published curves behind ours
     python train_relgames.py --symmetric=True,False             Figure 6; --ra_type=rca: Figure 12; --preset=wide: v3
@@ -9,7 +9,6 @@
 A cell is one training: (task, training size, model, seed). Its result is a small file in out/relgames/cells; cells that
 are there are not run again, so a sweep that was interrupted goes on when its command is repeated.
 """
-import csv
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,13 +18,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import compare
+import learning_curves
 import sweep
 import training
+from data import npz
 from data import relational_games as games
 from model import TransformerConfig, VisionTransformer, at_least
-
-import matplotlib.pyplot as plt                                       # after compare, which chooses the backend
 
 
 @dataclass
@@ -33,7 +31,7 @@ class Config(TransformerConfig):
     # the published model: d_model 128, 2 layers, 2 heads, pre-norm
     n_layers: int = 2                       # number of blocks
     n_heads: int = 2                        # all heads of a layer, sensory and relational
-    n_ra: int = 2                           # how many of them are relational; 0: Transformer [2,1, then 0 as baseline]
+    n_ra: int = 2                           # how many of them are relational; 0: Transformer; left out: 2,1
     d_ff: int | None = 256                  # width of the MLP
     activation: Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu"] = "swiglu"   # of the MLP; see model.MLP
     dropout: float = 0.1                    # on attention, symbol retrieval, branches and embeddings; in training only
@@ -44,11 +42,11 @@ class Config(TransformerConfig):
     symmetric: bool = True                  # W_q_rel = W_k_rel; False: Figure 6
     pool: Literal["mean_cls", "mean", "cls"] = "mean_cls"   # what the head reads: see model.VisionTransformer
     # what to learn, from how many images
-    task: Literal[games.TASKS + games.COLUMN_TASKS] = "occurs"           # see data/relational_games.py
+    task: Literal[games.TASKS + games.COLUMN_TASKS] = "occurs"      # which relation; see data/relational_games.py
     sprites: Literal["pentos", "hexos", "stripes"] = "pentos"   # learned from; tested on these and on the other two
     train_size: int | None = None           # number of training images; default: several, see SIZES
     test_size: int = 5000                   # number of test images of each set of sprites
-    data: str = "generated"                 # generated, mini (public samples, downloaded), or a folder of original files
+    data: str = "generated"                 # generated, mini (public samples, downloaded), or a folder of original ones
     test_data: str = ""                     # where the test images come from; default: as --data
     data_dir: str = "data/cache"            # where downloads are kept
     alternative: bool = False               # the other way to draw the unpublished parts of xoccurs and match_pattern
@@ -60,7 +58,7 @@ class Config(TransformerConfig):
     beta1: float = 0.9                      # Adam
     beta2: float = 0.99                     # Adam
     # how to run it
-    seed: int = 1                           # of images, weights, order and dropout [1,2,3; with --sweep 1,2,3,4,5]
+    seed: int = 1                           # of images, weights, order, dropout; left out: 1,2,3, with --sweep 1 to 5
     sweep: bool = False                     # all five tasks, all training sizes of the paper, five seeds
     workers: int | None = None              # trainings at a time; default: one for each CPU core, 4 on a GPU
     device: str = "auto"                    # auto: cuda, else mps, else cpu
@@ -73,12 +71,13 @@ class Config(TransformerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(self, train_size=2, test_size=1, batch_size=1, epochs=1, max_steps=1, learning_rate=0, beta1=0, beta2=0,
-                 seed=0, workers=1)
+        at_least(self, train_size=2, test_size=1, batch_size=1, epochs=1, max_steps=1, learning_rate=0, beta1=0,
+                 beta2=0, seed=0, workers=1)
         if max(self.beta1, self.beta2) >= 1:
             raise ValueError(f"beta1={self.beta1} and beta2={self.beta2} must be below 1")
 
 
+CODE = ("train_relgames.py", "data/relational_games.py", "data/npz.py")      # besides the model and the toolbox
 PRESETS = {"wide": dict(d_model=144, d_ff=288, n_ra=0)}               # v3: a Transformer as large as its DAT
 EASY, HARD = tuple(range(250, 2501, 250)), tuple(range(5000, 25001, 2500))             # the published training sizes
 SIZES = {"occurs": (250, 500, 1000), "same": (250, 500, 1000), "between": (250, 500, 1000), "xoccurs": (1000, 2500),
@@ -88,7 +87,9 @@ SIZES = {"occurs": (250, 500, 1000), "same": (250, 500, 1000), "between": (250, 
 def cells_of(argv):
     """The command line -> one Config for each cell."""
     sweep = training.parse_options(Config, PRESETS, argv)[0].sweep
-    grid = {"task": games.TASKS, "n_ra": (2, 1), "seed": (1, 2, 3, 4, 5)} if sweep else {"n_ra": (2, 1), "seed": (1, 2, 3)}
+    grid = {"n_ra": (2, 1), "seed": (1, 2, 3)}                        # what is not named on the command line
+    if sweep:
+        grid = {"n_ra": (2, 1), "seed": (1, 2, 3, 4, 5), "task": games.TASKS}
     cells = []
     for cfg in training.parse_options(Config, PRESETS, argv, grid):
         sizes = (HARD if cfg.task == "match_pattern" else EASY) if sweep else SIZES.get(cfg.task, EASY[-1:])
@@ -123,17 +124,19 @@ def split(cfg):
     No test image of the training sprites equals a training image: there are few enough images of some tasks for that.
     (authors' code: drawn with replacement, so that some do)
     """
-    tests = {sprites: some(cfg, cfg.test_data or cfg.data, sprites, cfg.test_size, 0) for sprites in test_sprites(cfg)}
+    data = cfg.test_data or cfg.data
+    tests = {sprites: some(cfg, data, sprites, cfg.test_size, 0) for sprites in tested_sprites(cfg)}
     seen = {image.tobytes() for image in tests[cfg.sprites][0]}
     images, labels = some(cfg, cfg.data, cfg.sprites, 2 * cfg.train_size, cfg.test_size)
     new = [i for i, image in enumerate(images) if image.tobytes() not in seen][:cfg.train_size]
-    for name, wanted, have in (("test_size", cfg.test_size, len(tests[cfg.sprites][0])), ("train_size", cfg.train_size, len(new))):
-        if have < wanted:
-            raise ValueError(f"{name}={wanted}: there are only {have:,} images of {cfg.task}, {cfg.sprites} for that")
+    for name, have in (("test_size", len(tests[cfg.sprites][0])), ("train_size", len(new))):
+        if have < getattr(cfg, name):
+            raise ValueError(f"{name}={getattr(cfg, name)}: only {have:,} images of {cfg.task}, {cfg.sprites} are "
+                             f"left for that (test images are set aside first)")
     return (images[new], labels[new]), tests
 
 
-def test_sprites(cfg):
+def tested_sprites(cfg):
     """The sets of sprites to test on: those learned from, and of the others those whose file is there."""
     data, found = cfg.test_data or cfg.data, []
     for sprites in games.SPRITES:
@@ -151,8 +154,8 @@ def test_sprites(cfg):
 
 def train(cfg, record, device, dtype, step_done=lambda: None):
     """One cell, in a process of its own -> its record and what came out: accuracies, loss, steps, seconds."""
-    (images, labels), tests = split(cfg)
-    images, labels = (torch.from_numpy(array).to(device) for array in (images, labels))            # uint8 (N, 36, 36, 3)
+    training_set, tests = split(cfg)
+    images, labels = (torch.from_numpy(array).to(device) for array in training_set)    # uint8 (N, 36, 36, 3), (N,)
     torch.manual_seed(cfg.seed)
     model = make_model(cfg).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2))
@@ -169,7 +172,7 @@ def train(cfg, record, device, dtype, step_done=lambda: None):
             optimizer.step()
             losses.append(loss.detach())
             step_done()
-    train_loss = torch.stack(losses[-(-len(images) // cfg.batch_size) * -1:]).mean().item()        # of the last epoch
+    train_loss = torch.stack(losses[-(len(losses) // cfg.epochs):]).mean().item()      # of the last epoch
     seconds = time.perf_counter() - started
     if not np.isfinite(train_loss):
         raise ValueError(f"{training.run_name(cfg)}: the loss became {train_loss}: try a lower --learning_rate")
@@ -206,126 +209,12 @@ def record_of(cfg, dtype):
     """What a cell's result depends on: a cell on disk that agrees in all of it is not run again."""
     data, files = cfg.test_data or cfg.data, []
     if data != "generated":
-        files += [games.find_file(data, cfg.task, sprites, cfg.data_dir) for sprites in test_sprites(cfg)]
+        files += [games.find_file(data, cfg.task, sprites, cfg.data_dir) for sprites in tested_sprites(cfg)]
     if cfg.data != "generated":
         files += [games.find_file(cfg.data, cfg.task, cfg.sprites, cfg.data_dir)]
     return {"options": {name: value for name, value in asdict(cfg).items() if name not in training.NOT_COMPARED},
-            "code": training.code_hash(("train_relgames.py", "data/relational_games.py")), "torch": torch.__version__,
-            "files": {path.name: games.fingerprint(path) for path in files}, "dtype": str(dtype)}
-
-
-# ---- what came out ---------------------------------------------------------------------------------------------------
-
-def grouped(cells):
-    """{what sets a model apart: {(task, train_size): {seed: its cell}}}, Transformers last."""
-    def identity(cell):
-        unnamed = ("task", "train_size", "seed", "n_ra", "n_heads", *(training.RELATIONAL if not cell["options"]["n_ra"] else ()))
-        return {**{k: v for k, v in cell["options"].items() if k not in unnamed}, "dtype": cell["dtype"]}
-
-    identities = [identity(cell) for cell in cells]
-    names = dict.fromkeys(name for one in identities for name in one)
-    differing = [name for name in names if len({one[name] for one in identities if name in one}) > 1]
-    groups = {}
-    for cell, one in sorted(zip(cells, identities), key=lambda pair: -pair[0]["options"]["n_ra"]):
-        o = cell["options"]
-        label = f"{'DAT' if o['n_ra'] else 'Transformer'} {o['n_heads'] - o['n_ra']}+{o['n_ra']}"
-        label = ", ".join([label, *(f"{name}={one[name]}" for name in differing if name in one)])
-        groups.setdefault(label, {}).setdefault((o["task"], o["train_size"]), {})[o["seed"]] = cell
-    return groups
-
-
-def accuracies(by_seed, sprites):
-    """{seed: accuracy} of the cells that were tested on `sprites`."""
-    return {seed: cell["accuracy"][sprites] for seed, cell in by_seed.items() if sprites in cell["accuracy"]}
-
-
-def draw(groups, sprites, path, paper):
-    """One panel a task: accuracy against training size, the mean over seeds, from three seeds on with its 95% band."""
-    tasks = [task for task in (*games.TASKS, *games.COLUMN_TASKS) if any(task == t for g in groups.values() for t, _ in g)]
-    fig, axes = plt.subplots(1, len(tasks), figsize=(1.5 + 3.4 * len(tasks), 3.6), squeeze=False, sharey=True,
-                             layout="constrained")
-    for ax, task in zip(axes[0], tasks):
-        for color, (label, group) in zip(plt.cm.tab10.colors * len(groups), groups.items()):
-            sizes = sorted(size for t, size in group if t == task and accuracies(group[t, size], sprites))
-            values = [np.array(list(accuracies(group[task, size], sprites).values())) for size in sizes]
-            mean = np.array([v.mean() for v in values])
-            half = np.array([compare.half_interval(v) if len(v) >= 3 else 0.0 for v in values])
-            ax.plot(sizes, mean, "o-", ms=3, color=color, label=label)
-            ax.fill_between(sizes, mean - half, mean + half, color=color, alpha=0.2, lw=0)
-        if paper:
-            for label, (x, y) in published(task, sprites).items():
-                color = next((line.get_color() for line in ax.lines if line.get_label() == label), "grey")
-                ax.plot(x, y, "--", color=color, lw=1, label=f"{label}, published")
-        ax.axhline(0.5, color="grey", lw=0.5)                         # guessing
-        ax.set(title=task.replace("_", " "), xlabel="training images")
-        ax.grid(alpha=0.3)
-    axes[0, 0].set_ylabel(f"test accuracy, {sprites}")
-    axes[0, -1].legend(fontsize=7)
-    fig.savefig(path, dpi=130)
-    plt.close(fig)
-
-
-def published(task, sprites):
-    """{model: (training sizes, mean accuracies)} of the paper, for our names of models."""
-    curves = {}
-    with open(training.ROOT / "results/paper/relational_games.csv", newline="") as f:
-        for row in csv.DictReader(f):
-            if (row["task"], row["sprites"]) == (task, sprites):
-                label = f"{'DAT' if int(row['n_ra']) else 'Transformer'} {row['n_sa']}+{row['n_ra']}"
-                x, y = curves.setdefault(label, ([], []))
-                x.append(int(row["train_size"]))
-                y.append(float(row["accuracy"]))
-    return curves
-
-
-def table(groups, sprites):
-    """Markdown: accuracy of each model at each size, its spread, and the paired difference to the Transformer."""
-    others = [s for s in games.SPRITES if s != sprites]
-    lines = [f"| task | images | model | parameters | {sprites} | {others[0]} | {others[1]} | seeds | s each | minus Transformer |",
-             "|---" * 10 + "|"]
-    sizes = {key for group in groups.values() for key in group}
-    for task, size in sorted(sizes, key=lambda key: ((*games.TASKS, *games.COLUMN_TASKS).index(key[0]), key[1])):
-        for label, group in groups.items():
-            by_seed = group.get((task, size))
-            if by_seed:
-                means = [show(list(accuracies(by_seed, s).values())) for s in (sprites, *others)]
-                cells = list(by_seed.values())
-                seconds = np.mean([cell["seconds"] for cell in cells])
-                lines.append(f"| {task} | {size} | {label} | {cells[0]['n_parameters']:,} | {' | '.join(means)} | "
-                             f"{len(cells)} | {seconds:.0f} | {difference(groups, label, (task, size), sprites)} |")
-    return lines
-
-
-def show(values):
-    """Mean, and from three values on half the 95% interval of the mean."""
-    if not values:
-        return ""
-    return f"{np.mean(values):.3f}" + (f" ± {compare.half_interval(values):.3f}" if len(values) >= 3 else "")
-
-
-def difference(groups, label, key, sprites):
-    """DAT - Transformer at equal task and size, paired by seed: the images are the same within a pair."""
-    bases = [other for other in groups if other.startswith("Transformer")]
-    if label in bases or not bases or key not in groups[bases[0]]:
-        return ""
-    mine, theirs = accuracies(groups[label][key], sprites), accuracies(groups[bases[0]][key], sprites)
-    delta = np.array([mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())])
-    if len(delta) < 3:
-        return f"{delta.mean():+.3f} ({len(delta)} seeds: may be noise)" if len(delta) else ""
-    low, high = delta.mean() - compare.half_interval(delta), delta.mean() + compare.half_interval(delta)
-    return f"{delta.mean():+.3f} [{low:+.3f}, {high:+.3f}]" + (": no difference" if low <= 0 <= high else "")
-
-
-def write_results(cells, path):
-    """All cells as one CSV."""
-    with open(path, "w", newline="") as f:
-        writer = csv.writer(f)
-        options = [name for name in cells[0]["options"]]
-        facts = ["n_parameters", "steps", "seconds", "train_loss", "device", "dtype"]
-        writer.writerow([*options, *(f"accuracy_{s}" for s in games.SPRITES), *facts])
-        for cell in cells:
-            writer.writerow([*(cell["options"][name] for name in options),
-                             *(cell["accuracy"].get(s, "") for s in games.SPRITES), *(cell[name] for name in facts)])
+            "code": training.code_hash(CODE), "torch": torch.__version__,
+            "files": {path.name: npz.fingerprint(path, "images") for path in files}, "dtype": str(dtype)}
 
 
 def main(argv=None):
@@ -334,26 +223,23 @@ def main(argv=None):
         cfg, folder = cells[0], Path(cells[0].out_dir)
         (folder / "cells").mkdir(parents=True, exist_ok=True)
         device, dtype, why = training.choose_device(cfg.device, cfg.dtype)
-        records = {folder / "cells" / f"{training.run_name(cell)}.json": record_of(cell, dtype) for cell in cells}
-        jobs = {path: (cell, record, device, dtype) for (path, record), cell in zip(records.items(), cells)
-                if not (cfg.resume and sweep.load(path).items() >= record.items())}
-        print(f"images: {cfg.data}\ndevice: {why}\n{len(cells)} cells, {len(cells) - len(jobs)} of them finished before")
+        paths = [folder / "cells" / f"{training.run_name(cell)}.json" for cell in cells]
+        records = [record_of(cell, dtype) for cell in cells]
+        jobs = {path: (cell, record, device, dtype) for cell, path, record in zip(cells, paths, records)
+                if not (cfg.resume and record.items() <= sweep.load(path).items())}
+        print(f"images: {cfg.data}\ndevice: {why}")
+        print(f"{len(cells)} cells, {len(cells) - len(jobs)} of them finished before")
         if jobs:
             workers = cfg.workers or (sweep.cores() if device.type == "cpu" else 4)
-            for i, (path, cell) in enumerate(sweep.run(train, jobs, sum(steps_of(job[0]) for job in jobs.values()), workers)):
-                tqdm.write(f"{i + 1}/{len(jobs)}  {path.stem}:  " + "  ".join(
-                    f"{sprites} {value:.3f}" for sprites, value in cell["accuracy"].items()) + f"  {cell['seconds']:.0f} s")
-        # everything finished in the folder that the same code computed: a sweep may come in pieces
-        results = [cell for cell in map(sweep.load, sorted((folder / "cells").glob("*.json")))
-                   if cell.get("code") == next(iter(records.values()))["code"] and cell["options"]["sprites"] == cfg.sprites]
-        groups = grouped(results)
-        write_results(results, folder / "results.csv")
-        for sprites in games.SPRITES:
-            draw(groups, sprites, folder / ("learning_curves.png" if sprites == cfg.sprites else f"{sprites}.png"), cfg.paper)
-    lines = table(groups, cfg.sprites)
-    (folder / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n" + "\n".join(lines))
-    print(f"\n±, [ ]: 95% Student-t intervals over seeds.\n{folder / 'learning_curves.png'}, {folder / 'table.md'}, {folder / 'results.csv'}")
+            n_steps = sum(steps_of(job[0]) for job in jobs.values())
+            for i, (path, cell) in enumerate(sweep.run(train, jobs, n_steps, workers)):
+                accuracy = "  ".join(f"{sprites} {value:.3f}" for sprites, value in cell["accuracy"].items())
+                tqdm.write(f"{i + 1}/{len(jobs)}  {path.stem}:  {accuracy}  {cell['seconds']:.0f} s")
+        # everything that this code has finished in the folder: a sweep may come in pieces
+        done = [cell for cell in map(sweep.load, sorted((folder / "cells").glob("*.json")))
+                if cell.get("code") == records[0]["code"] and cell["options"]["sprites"] == cfg.sprites]
+        learning_curves.write_csv(done, folder / "results.csv")
+        learning_curves.report(folder / "results.csv", cfg.paper)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ patterns). The full files want a log-in, so for the other tasks what is not publ
 """
 import difflib
 import hashlib
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import options
+from data import npz
 from data.download import download
 
 TASKS = ("same", "occurs", "xoccurs", "between", "match_pattern")
@@ -40,7 +39,7 @@ PATTERNS = {"AAA": (0, 0, 0), "AAB": (0, 0, 1), "ABA": (0, 1, 0), "ABB": (0, 1, 
 class Sprites:
     """A set of objects. An object is a pair (form, colour); pictures[form, colour] are its 3 x 3 blocks in RGB.
 
-    A form is a mask: a free shape, rotated and reflected. In stripes, a square of three columns A|B|A, it is B's colour.
+    A form is a mask: a free shape, rotated and reflected. In stripes (three columns A|B|A) it is B's colour.
     """
 
     def __init__(self, name):
@@ -79,7 +78,7 @@ class Sprites:
         return result
 
     def distinct(self, rng, n, k, related=True):
-        """n times k different objects (n, k, 2), each but the first a near miss of one of those before it, if related."""
+        """n times k different objects (n, k, 2); if related, each is a near miss of one of those before it."""
         objects = self.draw(rng, n, 1)
         for i in range(1, k):
             new, todo = np.empty((n, 1, 2), int), np.arange(n)
@@ -141,7 +140,7 @@ def between(s, rng, holds, alternative):
     objects, cells = s.draw(rng, n, 3), LINES[rng.choice(len(LINES), n, p=LINE_WEIGHTS)]
     scattered = ~holds & (rng.random(n) < (0.25 if s.near_misses else 0.5))
     cells[scattered] = np.sort(anywhere(rng, n, 3), 1)[scattered]
-    equal = (objects[:, 0] == objects[:, 2]).all(1)                                # even scattered ones may be in a line
+    equal = (objects[:, 0] == objects[:, 2]).all(1)                                # scattered ones may be in a line
     differing = np.where((scattered & ~equal)[:, None], objects[:, 2], s.different(rng, objects[:, 0]))
     objects[:, 2] = np.where(holds[:, None], objects[:, 0], differing)
     return objects, cells
@@ -250,67 +249,28 @@ def check_git_blob(path, blob):
         raise ValueError(f"git would call it {found}, not {blob}")
 
 
-def fingerprint(path):
-    """[size, checksum of the images]: tells original files apart without reading them."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [Path(path).stat().st_size, archive.getinfo("images.npy").CRC]
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path} is cut, damaged or of another kind: {error}") from None
-
-
 def load_npz(path, task=None):
     """An original file -> images uint8 (n, 36, 36, 3), labels int64 (n,).
 
     Files of column patterns hold three tasks: `task`, one of COLUMN_TASKS, picks its images.
-    Raises ValueError in one line if the file is missing, damaged or of another kind. No pickles; images are read piece
-    by piece, since those of a full file take 7.8 GB as they are stored, in 64 bits.
+    Raises ValueError in one line if the file is missing, damaged or of another kind.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {Path(name).stem for name in archive.namelist()}
-            images, labels = (read_array(archive, name) for name in ("images", "labels"))
-            ids = [name for name in ("tasks", "task_ids") if name in names]
-            ids = read_array(archive, ids[0]).ravel() if ids else np.zeros(len(labels), np.uint8)
-    except FileNotFoundError:
-        raise ValueError(f"no file {path}") from None
-    except KeyError as error:
-        raise ValueError(f"{path} is not a file of Relational Games: {error.args[0]}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{path} is cut, damaged or of another kind: {error}") from None
-    labels = labels.ravel().astype(np.int64)
-    if images.shape[1:] != (36, 36, 3) or not len(images) == len(labels) == len(ids) or not len(images):
-        raise ValueError(f"{path}: images {images.shape} and labels {labels.shape}, not (n, 36, 36, 3) and (n,)")
+    images, labels, ids, also = npz.read(path, "images", "labels", "tasks", "task_ids").values()
+    ids = also if ids is None else ids                                 # both names occur
+    for name, array in (("images", images), ("labels", labels)):
+        if array is None:
+            raise ValueError(f"{path} is not a file of Relational Games: no {name} in it")
+    if images.shape[1:] != (36, 36, 3) or not len(images) == labels.size == (labels if ids is None else ids).size:
+        raise ValueError(f"{path}: images {images.shape} and labels {labels.shape}, not (n, 36, 36, 3) and (n, 1)")
     if labels.max() > 1:
         raise ValueError(f"{path}: labels up to {labels.max()}, not 0 and 1")
-    if len(np.unique(ids)) == 1:
+    labels = labels.ravel().astype(np.int64)
+    if ids is None or len(np.unique(ids)) == 1:
         return images, labels
     if task not in COLUMN_TASKS:
         raise ValueError(f"{path} holds several tasks: choose one of {', '.join(COLUMN_TASKS)}")
-    mine = ids == COLUMN_TASKS.index(task)
+    mine = ids.ravel() == COLUMN_TASKS.index(task)
     return images[mine], labels[mine]
-
-
-def read_array(archive, name):
-    """An array of an .npz file as uint8. ValueError for anything but whole numbers of 0 ... 255 in C order."""
-    with archive.open(f"{name}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in header:
-            raise ValueError(f"{name} has version {version} of NumPy's format")
-        shape, fortran, dtype = header[version](file)
-        if dtype.kind not in "iub" or fortran or not shape:
-            raise ValueError(f"{name} holds {dtype} {shape}, not whole numbers row by row")
-        rows, row = np.empty(shape, np.uint8).reshape(shape[0], -1), int(np.prod(shape[1:]))
-        for start in range(0, shape[0], 1000):
-            n = min(1000, shape[0] - start)
-            piece = np.frombuffer(file.read(n * row * dtype.itemsize), dtype).reshape(n, row)
-            if piece.size and (piece.min() < 0 or piece.max() > 255):
-                raise ValueError(f"{name} holds {piece.min()} ... {piece.max()}, not 0 ... 255")
-            rows[start:start + n] = piece
-        if file.read(1):                                               # reading to the end compares the checksum
-            raise ValueError(f"{name} is longer than it says")
-        return rows.reshape(shape)
 
 
 # ---- a look at them --------------------------------------------------------------------------------------------------
@@ -332,7 +292,7 @@ def contact_sheet(o):
 
     def eight(images, labels):
         pick = [i for value in (1, 0) for i in np.flatnonzero(labels == value)[:4]]
-        return np.concatenate([np.pad(image, ((2, 2), (2, 2), (0, 0)), constant_values=255) for image in images[pick]], 1)
+        return np.concatenate([np.pad(image, ((2,), (2,), (0,)), constant_values=255) for image in images[pick]], 1)
 
     rows = []
     for task in TASKS + (COLUMN_TASKS if o.data != "generated" else ()):

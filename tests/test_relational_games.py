@@ -1,11 +1,16 @@
 """Relational Games: every label follows from the pixels alone, and the images are like the original ones."""
+import hashlib
 import os
+import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from data import npz
 from data import relational_games as games
 
 TEST_DATA = os.environ.get("DAT_TEST_DATA")
@@ -26,7 +31,8 @@ def parse(image):
             blocks = inside[::3, ::3]
             assert np.array_equal(inside, np.kron(blocks, np.ones((3, 3, 1), np.uint8))), "not blocks of 3 x 3 pixels"
             if blocks.any():
-                objects[r, c] = (tuple(blocks.any(-1).ravel().tolist()), tuple(map(tuple, blocks.reshape(9, 3).tolist())))
+                colours = tuple(map(tuple, blocks.reshape(9, 3).tolist()))
+                objects[r, c] = (tuple(any(colour) for colour in colours), colours)
     return objects
 
 
@@ -61,7 +67,8 @@ def holds(task, o):
 
 
 @pytest.mark.parametrize("sprites", games.SPRITES)
-@pytest.mark.parametrize("task", [*games.TASKS, *games.COLUMN_TASKS, "xoccurs, alternative", "match_pattern, alternative"])
+@pytest.mark.parametrize("task", [*games.TASKS, *games.COLUMN_TASKS, "xoccurs, alternative",
+                                  "match_pattern, alternative"])
 def test_every_label_follows_from_the_pixels(task, sprites):
     task, _, alternative = task.partition(", ")
     images, labels = games.generate(task, sprites, 2000, 3, bool(alternative))
@@ -69,3 +76,260 @@ def test_every_label_follows_from_the_pixels(task, sprites):
     assert abs(labels.mean() - 0.5) < 0.02
     wrong = [i for i, image in enumerate(images) if holds(task, parse(image)) != labels[i]]
     assert wrong == []
+
+
+# ---- like the original ones ------------------------------------------------------------------------------------------
+
+# counted in the public files mini_between_hexos and mini_3task_col_patts_hexos, 5,000 images each
+BETWEEN = {"kind": {"line, colour": 662, "line, shape": 625, "line, both": 646, "scattered": 542},
+           "line when true": [285, 546, 271, 280, 281, 299, 275, 288]}
+COLUMNS = {"two different objects": {"colour": 1250, "shape": 1291, "both": 1233},
+           "three different objects": {"shape shape shape": 79, "colour both both": 77, "colour colour colour": 72,
+                                       "shape both both": 68, "both both both": 53, "shape both colour": 44,
+                                       "colour both shape": 43, "shape colour both": 42, "both both colour": 35,
+                                       "both shape both": 31, "colour shape both": 29, "both colour both": 21,
+                                       "both both shape": 20, "both shape colour": 6, "both colour shape": 2}}
+
+
+def agree(counts, others):
+    """p-value of the chi-square test that two lists of counts come from one distribution; rare ones are pooled."""
+    table = np.array([counts, others], float)                           # (2, categories)
+    rare = table.sum(0) < 10
+    table = np.column_stack([table[:, ~rare], table[:, rare].sum(1)])[:, : None if rare.any() else -1]
+    expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
+    chi2, degrees = ((table - expected) ** 2 / expected).sum(), table.shape[1] - 1
+    return torch.special.gammaincc(torch.tensor(degrees / 2), torch.tensor(chi2 / 2)).item()
+
+
+def unlike(a, b):
+    """In what two parsed objects differ."""
+    return {(True, True): "", (True, False): "colour", (False, True): "shape", (False, False): "both"}[
+        a[0] == b[0], max(a[1]) == max(b[1])]
+
+
+def free_shape(mask):
+    """The same for all rotations and reflections of a mask."""
+    grid = np.array(mask).reshape(3, 3)
+    turned = [np.rot90(g, k) for g in (grid, grid.T) for k in range(4)]
+    return min(tuple(map(tuple, np.argwhere(g) - np.argwhere(g).min(0))) for g in turned)
+
+
+def count_between(images, labels):
+    """Colours, shapes, masks, lines of true images, and kinds of false ones."""
+    counts = {name: Counter() for name in ("colour", "shape", "mask", "line when true", "kind")}
+    for image, label in zip(images, labels):
+        o = parse(image)
+        for mask, colours in o.values():
+            counts["colour"][max(colours)] += 1
+            counts["shape"][free_shape(mask)] += 1
+            counts["mask"][mask] += 1
+        first, _, last = (o[cell] for cell in sorted(o))
+        if label:
+            counts["line when true"][LINES.index(set(o))] += 1
+        else:
+            counts["kind"]["line, " + unlike(first, last) if set(o) in LINES else "scattered"] += 1
+    return counts
+
+
+def test_between_is_drawn_like_the_public_file():
+    counts = count_between(*games.generate("between", "hexos", 5000, 1))
+    assert agree([counts["line when true"][i] for i in range(8)], BETWEEN["line when true"]) > 0.001
+    assert agree([counts["kind"][kind] for kind in BETWEEN["kind"]], list(BETWEEN["kind"].values())) > 0.001
+    assert len(counts["shape"]) == 8 and agree(list(counts["shape"].values()), [1875] * 8) > 0.001      # uniform
+    assert len(counts["colour"]) == 25 and agree(list(counts["colour"].values()), [600] * 25) > 0.001
+
+
+@pytest.mark.skipif(not TEST_DATA, reason="needs the public file")
+def test_between_is_drawn_like_the_public_file_in_all_that_can_be_counted():
+    real = count_between(*games.load_npz(Path(TEST_DATA) / "data/relational_games/mini_between_hexos.npz"))
+    assert real["kind"] == BETWEEN["kind"]
+    assert [real["line when true"][i] for i in range(8)] == BETWEEN["line when true"]
+    ours = count_between(*games.generate("between", "hexos", 5000, 2))
+    for name, counts in real.items():
+        assert counts.keys() == ours[name].keys(), name
+        assert agree([counts[key] for key in counts], [ours[name][key] for key in counts]) > 0.001, name
+
+
+def test_different_objects_are_near_misses_as_in_the_public_file_of_column_patterns():
+    two, three = Counter(), Counter()
+    for task in games.COLUMN_TASKS:
+        for image in games.generate(task, "hexos", 3000, 1)[0]:
+            o = parse(image)
+            a, b, c = (o[cell] for cell in sorted(o))
+            if len({a, b, c}) == 2:
+                two[unlike(*{a, b, c})] += 1
+            elif len({a, b, c}) == 3:
+                three[f"{unlike(a, b)} {unlike(b, c)} {unlike(a, c)}"] += 1
+    for measured, ours in ((COLUMNS["two different objects"], two), (COLUMNS["three different objects"], three)):
+        assert agree(list(measured.values()), [ours[key] for key in measured]) > 0.001
+        assert ours.keys() <= measured.keys()
+
+
+def test_xoccurs_false_images_break_either_condition_half_each_and_in_the_alternative_both_as_well():
+    def broken(alternative):
+        images, labels = games.generate("xoccurs", "pentos", 3000, 1, alternative)
+        kinds = Counter()
+        for image in images[labels == 0]:
+            o = parse(image)
+            bottom = [o[2, c] for c in range(3)]
+            kinds[o[0, 1] in bottom, len(set(bottom)) < 3] += 1         # present, an equal pair
+        return kinds
+    kinds = broken(False)
+    assert kinds.keys() == {(True, True), (False, False)} and agree(list(kinds.values()), [750, 750]) > 0.001
+    kinds = broken(True)
+    assert kinds.keys() == {(True, True), (False, False), (False, True)}
+    assert agree(list(kinds.values()), [500] * 3) > 0.001
+
+
+def test_patterns_come_equally_often_and_false_ones_are_any_two():
+    images, labels = games.generate("match_pattern", "stripes", 4000, 1)
+    pairs = Counter()
+    for image in images:
+        o = parse(image)
+        pairs[tuple(pattern([o[r, c] for c in range(3)]) for r in (0, 2))] += 1
+    assert agree([pairs[p, p] for p in games.PATTERNS], [400] * 5) > 0.001
+    assert agree([pairs[p, q] for p in games.PATTERNS for q in games.PATTERNS if p != q], [100] * 20) > 0.001
+
+
+def test_the_shapes_are_those_that_fit_and_the_stripes_are_vertical():
+    for sprites, squares, n_masks in (("pentos", 5, 37), ("hexos", 6, 48)):
+        masks = {mask for image in games.generate("same", sprites, 3000, 1)[0] for mask, _ in parse(image).values()}
+        assert {sum(mask) for mask in masks} == {squares} and len({free_shape(mask) for mask in masks}) == 8
+        assert len(masks) == n_masks
+    for image in games.generate("same", "stripes", 100, 1)[0]:
+        for _, colours in parse(image).values():
+            a, b, c = np.array(colours).reshape(3, 3, 3)                # three equal rows
+            assert np.array_equal(a, b) and np.array_equal(b, c) and np.array_equal(a[0], a[2])
+
+
+def test_the_same_arguments_give_the_same_images_and_others_give_others():
+    one = games.generate("between", "pentos", 50, 7)
+    for a, b in zip(one, games.generate("between", "pentos", 50, 7)):
+        assert np.array_equal(a, b)
+    for other in (("between", "pentos", 50, 8), ("between", "hexos", 50, 7), ("same", "pentos", 50, 7)):
+        assert not np.array_equal(one[0], games.generate(*other)[0])
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("smae", "pentos"), "did you mean same?"), (("same", "cats"), "choose from pentos"),
+    (("same", "pentos", 9, 1, True), "no alternative")])
+def test_an_unknown_task_is_a_clear_error(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        games.generate(*(arguments + (9, 1))[:5])
+
+
+# ---- original files --------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def original(tmp_path):
+    """A file as the original ones are: int64, labels (n, 1)."""
+    images, labels = games.generate("between", "pentos", 1500, 1)
+    arrays = dict(images=images.astype(np.int64), labels=labels[:, None], tasks=np.zeros((1500, 1), np.int64))
+
+    def write(name="1task_between_pentos.npz", **changes):
+        kept = {key: value for key, value in {**arrays, **changes}.items() if value is not None}
+        np.savez_compressed(tmp_path / name, **kept)
+        return tmp_path / name
+    return write
+
+
+def test_an_original_file_is_read_whole(original):
+    images, labels = games.load_npz(original())
+    ours = games.generate("between", "pentos", 1500, 1)
+    assert images.dtype == np.uint8 and np.array_equal(images, ours[0])
+    assert labels.dtype == np.int64 and np.array_equal(labels, ours[1])
+
+
+def test_a_file_of_three_tasks_gives_the_one_asked_for(original):
+    path = original("3task_col_patts_pentos.npz", tasks=np.arange(1500)[:, None] % 3)
+    whole = games.load_npz(original())
+    images, labels = games.load_npz(path, "column_AAB")                 # task 1
+    assert np.array_equal(images, whole[0][1::3]) and np.array_equal(labels, whole[1][1::3])
+    with pytest.raises(ValueError, match="several tasks: choose one of column_ABA"):
+        games.load_npz(path)
+
+
+class Surprise:
+    def __reduce__(self):
+        return os.mkdir, ("surprise",)                                  # what a pickle may do to its reader
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(images=None), "no images in it"),
+    (dict(labels=None), "no labels in it"),
+    (dict(images=np.zeros((1500, 36, 36), int)), r"images \(1500, 36, 36\)"),
+    (dict(images=np.zeros((1400, 36, 36, 3), int)), r"images \(1400"),
+    (dict(images=np.zeros((1500, 36, 36, 3))), "holds float64"),
+    (dict(images=np.full((1500, 36, 36, 3), 300)), "300, not 0 ... 255"),
+    (dict(images=np.full((1500, 36, 36, 3), -1)), "-1 ... -1"),
+    (dict(images=np.asfortranarray(np.zeros((1500, 36, 36, 3), int))), "row by row"),
+    (dict(labels=np.full((1500, 1), 2)), "labels up to 2"),
+    (dict(images=np.zeros((0, 36, 36, 3), int), labels=np.zeros((0, 1), int), tasks=None), "holds nothing"),
+    (dict(labels=np.array([Surprise()] * 1500, dtype=object)), "holds object"),
+])
+def test_a_file_of_another_kind_is_a_clear_error(original, change, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=words) as error:
+        games.load_npz(original(**change))
+    assert "\n" not in str(error.value) and not (tmp_path / "surprise").exists()
+
+
+def test_missing_cut_and_damaged_files_are_clear_errors(original, tmp_path):
+    with pytest.raises(ValueError, match="no file"):
+        games.load_npz(tmp_path / "none.npz")
+    path = original()
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="cut, damaged"):
+        games.load_npz(path)
+    path.write_bytes(content[:5000] + bytes(100) + content[5100:])
+    with pytest.raises(ValueError, match="cut, damaged"):
+        games.load_npz(path)
+    path.write_bytes(b"<html>")
+    with pytest.raises(ValueError, match="cut, damaged"):
+        npz.fingerprint(path, "images")
+
+
+def test_files_are_found_by_their_original_names(original, tmp_path):
+    path = original()
+    assert games.find_file(tmp_path, "between", "pentos") == path
+    with pytest.raises(ValueError, match="no 1task_between_hexos.npz or mini_between_hexos.npz in"):
+        games.find_file(tmp_path, "between", "hexos")
+    with pytest.raises(ValueError, match="public samples are of between"):
+        games.find_file("mini", "same", "pentos")
+
+
+def test_the_public_samples_are_fetched_and_checked(original, tmp_path, monkeypatch):
+    content = original().read_bytes()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (BaseHTTPRequestHandler,), {
+        "do_GET": lambda self: (self.send_response(200), self.send_header("Content-Length", str(len(content))),
+                                self.end_headers(), self.wfile.write(content)),
+        "log_message": lambda *a: None}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(games, "MINI_URL", f"http://127.0.0.1:{server.server_port}/")
+    try:
+        with pytest.raises(OSError, match="not 8fa56f98"):
+            games.find_file("mini", "between", "pentos", tmp_path / "cache")
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        monkeypatch.setitem(games.GIT_BLOB, "mini_between_pentos.npz", blob)
+        path = games.find_file("mini", "between", "pentos", tmp_path / "cache")
+    finally:
+        server.shutdown()
+    assert path.name == "mini_between_pentos.npz" and path.read_bytes() == content
+
+
+@pytest.mark.skipif(not TEST_DATA, reason="needs the public file")
+def test_the_public_file_is_the_one_that_the_repository_knows():
+    path = Path(TEST_DATA) / "data/relational_games/mini_between_hexos.npz"
+    games.check_git_blob(path, games.GIT_BLOB["mini_between_hexos.npz"])
+    images, labels = games.load_npz(path)
+    with np.load(path) as file:
+        assert np.array_equal(images, file["images"]) and np.array_equal(labels, file["labels"].ravel())
+    assert [holds("between", parse(image)) for image in images] == (labels == 1).tolist()
+
+
+def test_the_contact_sheet_is_drawn(original, tmp_path, capsys):
+    original()
+    games.main([f"--data={tmp_path}", f"--out={tmp_path / 'sheet.png'}"])
+    assert (tmp_path / "sheet.png").stat().st_size > 20_000
+    assert "no same_pentos.npz" in capsys.readouterr().out

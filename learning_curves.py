@@ -1,0 +1,172 @@
+"""Accuracy against the number of training images: figures and a table from results.csv alone; nothing is trained here.
+
+    python learning_curves.py --results=out/relgames/results.csv --paper        the published curves dashed behind ours
+"""
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import compare
+import training
+from data.relational_games import COLUMN_TASKS, SPRITES, TASKS
+
+import matplotlib.pyplot as plt                                       # after compare, which chooses the backend
+
+PUBLISHED = training.ROOT / "results/paper/relational_games.csv"
+NOT_OPTIONS = ("accuracy_", "n_parameters", "steps", "seconds", "train_loss", "device")     # columns that are results
+
+
+@dataclass
+class Options:
+    results: str = "out/relgames/results.csv"   # what train_relgames.py wrote
+    paper: bool = False                     # draw the published curves behind ours
+
+
+def write_csv(cells, path):
+    """One row a cell: its options, then what came out."""
+    columns = ["n_parameters", "steps", "seconds", "train_loss", "device", "dtype"]
+    with open(path, "w", newline="") as f:
+        writer = csv.writer(f)
+        options = [name for name in cells[0]["options"] if name != "dtype"]
+        writer.writerow([*options, *(f"accuracy_{sprites}" for sprites in SPRITES), *columns])
+        for cell in cells:
+            writer.writerow([*(cell["options"][name] for name in options),
+                             *(cell["accuracy"].get(sprites, "") for sprites in SPRITES), *(cell[c] for c in columns)])
+
+
+def read_csv(path):
+    """The rows of results.csv as dicts of strings. Raises ValueError if it is something else."""
+    try:
+        with open(path, newline="") as f:
+            rows = list(csv.DictReader(f))
+    except FileNotFoundError:
+        raise ValueError(f"no file {path}: run train_relgames.py first") from None
+    if not rows or not {"task", "train_size", "n_ra", "n_heads", "seed", "sprites"} <= rows[0].keys():
+        raise ValueError(f"{path} has no results of train_relgames.py")
+    return rows
+
+
+def grouped(rows):
+    """{model: {(task, train_size): {seed: row}}}: a model is told by its heads and by the options that differ."""
+    def identity(row):
+        unnamed = ("task", "train_size", "seed", "n_ra", "n_heads")
+        unnamed += training.RELATIONAL if row["n_ra"] == "0" else ()
+        return {name: value for name, value in row.items() if name not in unnamed and not name.startswith(NOT_OPTIONS)}
+
+    identities = [identity(row) for row in rows]
+    names = dict.fromkeys(name for one in identities for name in one)
+    differing = [name for name in names if len({one[name] for one in identities if name in one}) > 1]
+    groups = {}
+    for row, one in sorted(zip(rows, identities), key=lambda pair: -int(pair[0]["n_ra"])):         # Transformers last
+        n_ra, n_heads = int(row["n_ra"]), int(row["n_heads"])
+        label = f"{'DAT' if n_ra else 'Transformer'} {n_heads - n_ra}+{n_ra}"
+        label = ", ".join([label, *(f"{name}={one[name]}" for name in differing if name in one)])
+        groups.setdefault(label, {}).setdefault((row["task"], int(row["train_size"])), {})[int(row["seed"])] = row
+    return groups
+
+
+def accuracies(by_seed, sprites):
+    """{seed: accuracy} of the cells that were tested on `sprites`."""
+    return {seed: float(row[f"accuracy_{sprites}"]) for seed, row in by_seed.items() if row[f"accuracy_{sprites}"]}
+
+
+def draw(groups, sprites, path, paper):
+    """One panel a task: the mean over seeds against training size, from three seeds on with its 95% band."""
+    drawn = {task for group in groups.values() for task, _ in group}
+    tasks = [task for task in TASKS + COLUMN_TASKS if task in drawn]
+    fig, axes = plt.subplots(1, len(tasks), figsize=(1.5 + 3.2 * len(tasks), 3.6), squeeze=False, sharey=True,
+                             layout="constrained")
+    for ax, task in zip(axes[0], tasks):
+        ax.axhline(0.5, color="grey", lw=0.5)                         # guessing
+        for color, (label, group) in zip(plt.cm.tab10.colors * len(groups), groups.items()):
+            sizes = sorted(size for t, size in group if t == task)
+            points = {size: list(accuracies(group[task, size], sprites).values()) for size in sizes}
+            points = {size: values for size, values in points.items() if values}
+            mean = np.array([np.mean(values) for values in points.values()])
+            half = np.array([compare.half_interval(v) if len(v) >= 3 else 0.0 for v in points.values()])
+            ax.plot(list(points), mean, "o-", ms=3, color=color, label=label)
+            ax.fill_between(list(points), mean - half, mean + half, color=color, alpha=0.2, lw=0)
+            if paper and label in (curves := published(task, sprites)):
+                ax.plot(*curves[label], "--", color=color, lw=1, label=f"{label}, published")
+        ax.set(title=task.replace("_", " "), xlabel="training images")
+        ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel(f"test accuracy, {sprites}")
+    handles = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels())}
+    fig.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+    fig.savefig(path, dpi=130)
+    plt.close(fig)
+
+
+def published(task, sprites):
+    """{model: (training sizes, mean accuracies)} of the paper."""
+    curves = {}
+    for row in csv.DictReader(PUBLISHED.read_text().splitlines()):
+        if (row["task"], row["sprites"]) == (task, sprites):
+            label = f"{'Transformer' if row['n_ra'] == '0' else 'DAT'} {row['n_sa']}+{row['n_ra']}"
+            x, y = curves.setdefault(label, ([], []))
+            x.append(int(row["train_size"]))
+            y.append(float(row["accuracy"]))
+    return curves
+
+
+def table(groups, sprites):
+    """Markdown: accuracy of each model at each size, its spread, and the paired difference to the Transformer."""
+    others = [other for other in SPRITES if other != sprites]
+    lines = [f"| task | images | model | parameters | {sprites} | {others[0]} | {others[1]} | seeds | s each "
+             "| minus Transformer |", "|---" * 10 + "|"]
+    keys = {key for group in groups.values() for key in group}
+    for key in sorted(keys, key=lambda key: ((TASKS + COLUMN_TASKS).index(key[0]), key[1])):
+        for label, group in groups.items():
+            if key in group:
+                rows = list(group[key].values())
+                means = " | ".join(show(list(accuracies(group[key], s).values())) for s in (sprites, *others))
+                seconds = np.mean([float(row["seconds"]) for row in rows])
+                lines.append(f"| {key[0]} | {key[1]} | {label} | {int(rows[0]['n_parameters']):,} | {means} | "
+                             f"{len(rows)} | {seconds:.0f} | {difference(groups, label, key, sprites)} |")
+    return lines
+
+
+def show(values):
+    """Mean, and from three values on half the 95% interval of the mean."""
+    if not values:
+        return ""
+    return f"{np.mean(values):.3f}" + (f" ± {compare.half_interval(values):.3f}" if len(values) >= 3 else "")
+
+
+def difference(groups, label, key, sprites):
+    """DAT - Transformer at equal task and size, paired by seed: the images and their order are the same in a pair."""
+    bases = [other for other in groups if other.startswith("Transformer") and key in groups[other]]
+    if label.startswith("Transformer") or not bases:
+        return ""
+    mine, theirs = (accuracies(groups[name][key], sprites) for name in (label, bases[0]))
+    delta = np.array([mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())])
+    if len(delta) < 3:
+        return f"{delta.mean():+.3f} ({len(delta)} seed{'s' * (len(delta) > 1)})" if len(delta) else ""
+    half = compare.half_interval(delta)
+    low, high = delta.mean() - half, delta.mean() + half
+    return f"{delta.mean():+.3f} [{low:+.3f}, {high:+.3f}]" + (": no difference" if low <= 0 <= high else "")
+
+
+def report(path, paper):
+    """Writes learning_curves.png, the same for the other two sets of sprites, and table.md; prints the table."""
+    rows, folder = read_csv(path), Path(path).parent
+    sprites, groups = rows[0]["sprites"], grouped(rows)
+    figures = {s: folder / ("learning_curves.png" if s == sprites else f"{s}.png") for s in SPRITES}
+    for s, figure in figures.items():
+        draw(groups, s, figure, paper)
+    lines = table(groups, sprites)
+    (folder / "table.md").write_text("\n".join(lines) + "\n")
+    print("", *lines, "", "±, [ ]: 95% Student-t intervals over seeds; two or fewer seeds tell little", sep="\n")
+    print(", ".join(map(str, (*figures.values(), folder / "table.md", path))))
+
+
+def main(argv=None):
+    o, = training.parse_options(Options, argv=argv)
+    with training.one_line_errors():
+        report(Path(o.results), o.paper)
+
+
+if __name__ == "__main__":
+    training.start(main)

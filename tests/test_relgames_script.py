@@ -1,0 +1,326 @@
+"""train_relgames.py, its pool of processes, and the curves: as a user meets them."""
+import csv
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import learning_curves
+import sweep
+import train_relgames
+import training
+from data import relational_games as games
+from train_relgames import Config
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--d_model=16", "--d_ff=16", "--epochs=2", "--train_size=20", "--test_size=30", "--device=cpu"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A function that runs the script in a process of its own and returns it, finished."""
+    def run(*arguments):
+        return subprocess.run([sys.executable, "train_relgames.py", *TINY, f"--out_dir={tmp_path / 'out'}", *arguments],
+                              cwd=ROOT, capture_output=True, text=True, timeout=200)
+    return run
+
+
+def results(folder):
+    """{cell: what came out, time apart}."""
+    cells = {path.stem: json.loads(path.read_text()) for path in (folder / "cells").glob("*.json")}
+    return {name: {k: v for k, v in cell.items() if k != "seconds"} for name, cell in cells.items()}
+
+
+# ---- which cells -----------------------------------------------------------------------------------------------------
+
+def test_the_default_is_one_task_three_models_and_three_seeds():
+    cells = train_relgames.cells_of([])
+    assert {(c.task, c.train_size, c.n_ra, c.seed) for c in cells} == {
+        ("occurs", size, n_ra, seed) for size in (250, 500, 1000) for n_ra in (0, 1, 2) for seed in (1, 2, 3)}
+
+
+def test_the_sweep_is_the_published_grid():
+    cells = train_relgames.cells_of(["--sweep"])
+    rows = csv.DictReader(learning_curves.PUBLISHED.read_text().splitlines())
+    published = {(row["task"], int(row["train_size"]), int(row["n_ra"])) for row in rows}
+    assert {(c.task, c.train_size, c.n_ra) for c in cells} == published
+    assert len(cells) == 5 * len(published) and {c.seed for c in cells} == {1, 2, 3, 4, 5}
+    assert [c.seed for c in cells] == sorted(c.seed for c in cells)     # whole figures first, then more seeds
+
+
+def test_what_the_command_line_names_is_taken_and_the_baseline_has_no_relational_options():
+    cells = train_relgames.cells_of(["--task=same,xoccurs", "--n_ra=2", "--seed=7", "--train_size=99", "--ra_type=rca"])
+    assert [(c.task, c.n_ra, c.ra_type, c.seed, c.train_size) for c in cells] == [
+        ("same", 2, "rca", 7, 99), ("same", 0, "ra", 7, 99), ("xoccurs", 2, "rca", 7, 99), ("xoccurs", 0, "ra", 7, 99)]
+    assert {c.n_ra for c in train_relgames.cells_of(["--baseline=False"])} == {1, 2}
+    wide = train_relgames.cells_of(["--preset=wide"])
+    assert {(c.d_model, c.d_ff, c.n_ra) for c in wide} == {(144, 288, 0)} and len(wide) == 9
+
+
+def test_the_parameters_are_those_of_the_published_models():
+    # counted in the authors' package, whose LayerNorms in the blocks have 4 x 128 biases in spite of bias=False
+    counts = [train_relgames.count_parameters(Config(n_ra=n_ra)) for n_ra in (0, 1, 2)]
+    assert counts == [386_914 - 512, 388_322 - 512, 421_474 - 512]
+    wide = train_relgames.count_parameters(Config(d_model=144, d_ff=288, n_ra=0))
+    assert wide > max(counts)                                           # v3's baseline is not the smaller one
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+def test_no_test_image_equals_a_training_image():
+    (images, labels), tests = train_relgames.split(Config(task="same", train_size=3000, test_size=3000))
+    test = {image.tobytes() for image in tests["pentos"][0]}
+    assert not test & {image.tobytes() for image in images}
+    assert len(images) == len(labels) == 3000 and {name: len(t[0]) for name, t in tests.items()} == dict.fromkeys(
+        games.SPRITES, 3000)
+    raw = games.generate("same", "pentos", 6000, 3)[0]                  # without care some would: the test can fail
+    assert test & {image.tobytes() for image in raw}
+
+
+def test_models_of_one_seed_see_the_same_images_and_seeds_differ():
+    one, two = (train_relgames.split(Config(train_size=50, test_size=50, n_ra=n_ra)) for n_ra in (0, 2))
+    other = train_relgames.split(Config(train_size=50, test_size=50, seed=2))
+    assert np.array_equal(one[0][0], two[0][0]) and np.array_equal(one[1]["hexos"][0], two[1]["hexos"][0])
+    assert not np.array_equal(one[0][0], other[0][0]) and not np.array_equal(one[1]["pentos"][0], other[1]["pentos"][0])
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder with an original file of 100 images of pentos and one of 40 of hexos."""
+    for sprites, n in (("pentos", 100), ("hexos", 40)):
+        images, labels = games.generate("between", sprites, n, 1)
+        np.savez(tmp_path / f"1task_between_{sprites}.npz", images=images.astype(np.int64), labels=labels[:, None])
+    return tmp_path
+
+
+def test_original_files_are_split_without_overlap_and_sprites_without_a_file_are_left_out(files):
+    cfg = Config(task="between", data=str(files), train_size=60, test_size=40)
+    (images, labels), tests = train_relgames.split(cfg)
+    assert tests.keys() == {"pentos", "hexos"} and len(images) == 60 and len(tests["pentos"][0]) == 40
+    together = [*images, *tests["pentos"][0]]
+    whole, _ = games.load_npz(files / "1task_between_pentos.npz")
+    assert {image.tobytes() for image in together} == {image.tobytes() for image in whole}
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(train_size=61, test_size=40), "train_size=61: only 60 images of between, pentos are left"),
+    (dict(train_size=2, test_size=101), "test_size=101: only 100 images"),
+    (dict(sprites="stripes"), "no 1task_between_stripes.npz"),
+    (dict(task="same"), "no same_pentos.npz"),
+    (dict(test_data="/nowhere"), "no 1task_between_pentos.npz or mini_between_pentos.npz in /nowhere"),
+])
+def test_wrong_wishes_about_files_are_clear_errors(files, options, words):
+    with pytest.raises(ValueError, match=words):
+        train_relgames.split(Config(**{**dict(task="between", data=str(files), train_size=10), **options}))
+
+
+def test_an_error_in_a_worker_is_one_line(run, files, tmp_path):
+    done = run("--task=between", f"--data={files}", "--seed=1", "--n_ra=2", "--baseline=False", "--train_size=90")
+    assert done.returncode == 2 and "train_size=90: only 70 images" in done.stderr and done.stderr.count("\n") == 1
+    assert results(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize("option, words", [
+    ("--task=smae", "choose from same, occurs"), ("--train_size=1", "must be at least 2"), ("--taks=same", "--task?"),
+    ("--workers=0", "at least 1"), ("--beta2=1", "below 1"), ("--n_ra=3", "only n_heads=2 heads"),
+    ("--pool=max", "choose")])
+def test_impossible_options_are_one_line(capsys, option, words):
+    with pytest.raises(SystemExit) as stop:
+        train_relgames.main([option])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and error.count("\n") == 1
+
+
+# ---- one cell --------------------------------------------------------------------------------------------------------
+
+def cell(**changes):
+    cfg = Config(**{**dict(d_model=16, d_ff=16, train_size=40, test_size=20, batch_size=16, epochs=2), **changes})
+    return train_relgames.train(cfg, {}, torch.device("cpu"), torch.float32)
+
+
+def test_a_cell_is_a_function_of_its_options():
+    one, two, other = cell(), cell(), cell(seed=2)
+    assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in two.items() if k != "seconds"}
+    assert one["train_loss"] != other["train_loss"]
+
+
+def test_steps_count_whole_epochs_or_stop_at_max_steps():
+    steps = []
+    assert cell()["steps"] == 2 * 3 == train_relgames.steps_of(Config(train_size=40, batch_size=16, epochs=2))
+    cfg = Config(d_model=16, d_ff=16, train_size=40, test_size=20, batch_size=16, epochs=2, max_steps=4)
+    assert train_relgames.train(cfg, {}, torch.device("cpu"), torch.float32, lambda: steps.append(1))["steps"] == 4
+    assert len(steps) == 4
+
+
+def test_it_learns_what_it_sees_and_accuracy_is_counted_by_hand():
+    cfg = Config(task="between", d_model=32, d_ff=64, train_size=64, test_size=50, epochs=60, dropout=0.0)
+    out = train_relgames.train(cfg, {}, torch.device("cpu"), torch.float32)
+    assert out["train_loss"] < 0.1
+    model = train_relgames.make_model(cfg)
+    images, labels = games.generate("between", "pentos", 50, 1)
+    model.eval()
+    by_hand = np.mean([model(train_relgames.pixels(torch.from_numpy(image[None])))[0].argmax().item() == label
+                       for image, label in zip(images, labels)])
+    assert train_relgames.evaluate(model, images, labels, torch.device("cpu"), torch.float32) == pytest.approx(by_hand)
+
+
+def test_a_loss_that_is_not_finite_is_an_error():
+    with pytest.raises(ValueError, match="the loss became .*: try a lower --learning_rate"):
+        cell(learning_rate=1e30, epochs=5)
+
+
+# ---- many cells ------------------------------------------------------------------------------------------------------
+
+def test_what_is_finished_is_not_run_again(run, tmp_path):
+    command = ("--seed=1", "--n_ra=2", "--workers=2")
+    first = run(*command)
+    assert first.returncode == 0 and "2 cells, 0 of them finished before" in first.stdout
+    before = results(tmp_path / "out")
+    assert "2 cells, 2 of them finished before" in run(*command).stdout
+    path = tmp_path / "out/cells/sa0_ra2_seed1-d_model=16-d_ff=16-train_size=20-test_size=30-epochs=2.json"
+    path.write_text(path.read_text()[:100])                             # damaged: as good as none
+    assert "2 cells, 1 of them finished before" in run(*command).stdout
+    assert results(tmp_path / "out") == before
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "code": "other"}))            # computed by other code
+    assert "2 cells, 1 of them finished before" in run(*command, "--paper").stdout
+    assert results(tmp_path / "out") == before
+    for name in ("learning_curves.png", "hexos.png", "stripes.png", "table.md", "results.csv"):
+        assert (tmp_path / "out" / name).stat().st_size > 100, name
+
+
+def test_resume_false_runs_everything_again(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(sweep, "run", lambda train, jobs, *a: done.append(len(jobs)) or (
+        (path, sweep.run_one(train, path, job)) for path, job in jobs.items()))
+    monkeypatch.setattr(sweep, "count_step", lambda: None)
+    for option in ("--resume=True", "--resume=True", "--resume=False", "--resume"):
+        train_relgames.main([*TINY, f"--out_dir={tmp_path}", "--seed=1", "--n_ra=2", option])
+    assert done == [2, 2]                                               # not called where nothing is to be done
+
+
+def children(pid):
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_kill_loses_only_the_cells_in_flight_and_leaves_no_process_behind(run, tmp_path, how):
+    command = ["--seed=1", "--n_ra=2,1", "--workers=1", "--train_size=20,400"]
+    process = subprocess.Popen([sys.executable, "train_relgames.py", *TINY, f"--out_dir={tmp_path / 'out'}", *command,
+                                "--epochs=10"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 100
+    while not list((tmp_path / "out/cells").glob("*.json")) and time.time() < deadline:
+        time.sleep(0.05)
+    workers = children(process.pid)
+    process.send_signal(how)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: -15}[how]
+    assert "Traceback" not in error
+    while any(map(alive, workers)) and time.time() < deadline:
+        time.sleep(0.1)
+    assert workers and not any(map(alive, workers))
+    n = len(results(tmp_path / "out"))
+    assert 1 <= n < 6
+    if how == signal.SIGKILL:
+        done = run(*command, "--epochs=10")
+        assert f"6 cells, {n} of them finished before" in done.stdout and len(results(tmp_path / "out")) == 6
+
+
+def slow(number, step_done):
+    step_done()
+    time.sleep(60 if number else 0)
+    return {"number": number}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX")
+def test_a_worker_that_is_killed_is_a_clear_error(tmp_path):
+    jobs = {tmp_path / f"{i}.json": (i,) for i in range(2)}
+    done = sweep.run(slow, jobs, 2, workers=2)
+    path, result = next(done)
+    assert result == {"number": 0} and sweep.load(path) == result
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(ValueError, match="a worker was killed"):
+        next(done)
+    assert sweep.load(tmp_path / "1.json") == {}
+
+
+# ---- curves ----------------------------------------------------------------------------------------------------------
+
+def rows(accuracy):
+    """Rows of results.csv for accuracy(n_ra, seed)."""
+    return [dict(task="occurs", train_size="250", n_ra=str(n_ra), n_heads="2", seed=str(seed), sprites="pentos",
+                 n_parameters="1000", steps="5", seconds="2.0", train_loss="0.1", device="cpu", dtype="torch.float32",
+                 symmetric="True", accuracy_pentos=str(accuracy(n_ra, seed)), accuracy_hexos="0.5", accuracy_stripes="")
+            for n_ra in (2, 0) for seed in (1, 2, 3)]
+
+
+def test_the_difference_is_paired_by_seed_with_its_interval():
+    # 0.1, 0.2, 0.3 in pairs: mean 0.2, s = 0.1, t = 4.303: half = 0.1 / sqrt(3) * 4.303 = 0.248
+    groups = learning_curves.grouped(rows(lambda n_ra, seed: 0.5 + 0.01 * seed ** 2 + (0.1 * seed if n_ra else 0)))
+    assert list(groups) == ["DAT 0+2", "Transformer 2+0"]
+    text = learning_curves.difference(groups, "DAT 0+2", ("occurs", 250), "pentos")
+    assert text == "+0.200 [-0.048, +0.448]: no difference"
+    groups = learning_curves.grouped(rows(lambda n_ra, seed: 0.5 + (0.1 + 0.001 * seed if n_ra else 0)))
+    assert "no difference" not in learning_curves.difference(groups, "DAT 0+2", ("occurs", 250), "pentos")
+    table = learning_curves.table(groups, "pentos")
+    assert table[2].startswith("| occurs | 250 | DAT 0+2 | 1,000 | 0.602 ± 0.002 | 0.500 ± 0.000 |  | 3 | 2 | +0.102")
+
+
+def test_models_that_differ_in_an_option_are_drawn_apart_and_baselines_are_not_told_by_relational_ones():
+    both = rows(lambda *a: 0.5) + [{**row, "symmetric": "False"} for row in rows(lambda *a: 0.6) if row["n_ra"] == "2"]
+    assert list(learning_curves.grouped(both)) == ["DAT 0+2, symmetric=True", "DAT 0+2, symmetric=False",
+                                                   "Transformer 2+0"]
+
+
+def test_the_figure_shows_means_bands_and_the_published_curves(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(learning_curves.plt, "close", figures.append)
+    groups = learning_curves.grouped(rows(lambda n_ra, seed: 0.5 + 0.1 * n_ra + 0.01 * seed))
+    learning_curves.draw(groups, "pentos", tmp_path / "a.png", paper=True)
+    ax, = figures[0].axes
+    lines = {line.get_label(): line for line in ax.lines}
+    assert lines["DAT 0+2"].get_xydata().tolist() == [[250, pytest.approx(0.72)]]
+    x, y = lines["DAT 0+2, published"].get_data()
+    assert (x[0], x[-1], len(x)) == (250, 2500, 10)
+    assert y[0] == pytest.approx(0.632, abs=1e-3) and y[-1] == pytest.approx(0.931, abs=1e-3)
+    assert len(ax.collections) == 2 and "Transformer 2+0, published" in lines
+    learning_curves.draw(groups, "pentos", tmp_path / "b.png", paper=False)
+    assert not [line for line in figures[1].axes[0].lines if "published" in line.get_label()]
+
+
+def test_the_published_numbers_are_those_of_the_paper():
+    # accuracy at the largest size: Transformer, 1+1, 0+2
+    last = {"same": (.949, .940, .926), "occurs": (.928, .929, .931), "xoccurs": (.684, .873, .886),
+            "between": (.924, .938, .931), "match_pattern": (.639, .855, .928)}
+    for task, numbers in last.items():
+        curves = learning_curves.published(task, "pentos")
+        for name, number in zip(("Transformer 2+0", "DAT 1+1", "DAT 0+2"), numbers):
+            assert curves[name][1][-1] == pytest.approx(number, abs=1e-3)
+            assert curves[name][0][-1] == (25000 if task == "match_pattern" else 2500)
+
+
+@pytest.mark.parametrize("content", [None, "", "a,b\n1,2\n"])
+def test_curves_of_nothing_are_a_clear_error(tmp_path, capsys, content):
+    if content is not None:
+        (tmp_path / "results.csv").write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        learning_curves.main([f"--results={tmp_path / 'results.csv'}"])
+    assert stop.value.code == 2 and re.search("no file|no results", capsys.readouterr().err)

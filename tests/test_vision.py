@@ -1,0 +1,122 @@
+"""The vision Transformer: patches are patches, positions are positions, the head reads what its name says."""
+import pytest
+import torch
+
+from model import TransformerConfig, VisionTransformer, patchify
+
+SIZE, PATCH = 12, 4                                                     # 9 patches
+
+
+def make(pool="mean", **changes):
+    torch.manual_seed(0)
+    options = dict(d_model=16, n_layers=2, n_heads=4, n_ra=2, position="learned", symbols="positional")
+    cfg = TransformerConfig(**{**options, **changes})
+    return VisionTransformer(cfg, image_size=SIZE, patch_size=PATCH, n_classes=3, pool=pool).double().eval()
+
+
+def images(n=2, channels=3):
+    return torch.rand(n, channels, SIZE, SIZE, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+
+
+def test_patches_are_cut_row_by_row_with_colours_last():
+    x = images()
+    for b, patches in enumerate(patchify(x, PATCH)):
+        for number, patch in enumerate(patches):
+            top, left = divmod(number, SIZE // PATCH)
+            y, z = top * PATCH, left * PATCH
+            pixels = [x[b, c, y + i, z + j] for i in range(PATCH) for j in range(PATCH) for c in range(3)]
+            assert torch.equal(patch, torch.stack(pixels))
+
+
+def swap_patches(x, order):
+    """Images whose patch k is patch order[k] of x."""
+    out, n = x.clone(), SIZE // PATCH
+    for new, old in enumerate(order.tolist()):
+        (i, j), (k, m) = divmod(new, n), divmod(old, n)
+        out[..., i * PATCH:(i + 1) * PATCH, j * PATCH:(j + 1) * PATCH] = x[..., k * PATCH:(k + 1) * PATCH,
+                                                                            m * PATCH:(m + 1) * PATCH]
+    return out
+
+
+@pytest.mark.parametrize("n_ra", [0, 2, 4])
+@pytest.mark.parametrize("pool", ["mean", "mean_cls", "cls"])
+def test_patches_moved_together_with_their_positions_and_symbols_change_nothing(pool, n_ra):
+    order = torch.tensor([3, 1, 8, 0, 5, 2, 7, 6, 4])
+    model, x = make(pool, n_ra=n_ra), images()
+    before = model(x)[0]
+    moved = model(swap_patches(x, order))[0]
+    assert (moved - before).abs().max() > 1e-3                          # the place matters ...
+    rows = order if pool == "mean" else torch.cat([torch.zeros(1, dtype=torch.long), order + 1])
+    with torch.no_grad():
+        model.stack.positions.weight.copy_(model.stack.positions.weight[rows].clone())
+        for symbols in model.stack.symbols:
+            symbols.library.copy_(symbols.library[rows].clone())
+    again = model(swap_patches(x, order))[0]
+    torch.testing.assert_close(again, before, rtol=0, atol=1e-12)       # ... and nothing else
+
+
+@pytest.mark.parametrize("pool", ["mean", "mean_cls", "cls"])
+def test_the_head_reads_what_pool_says(pool):
+    model, seen = make(pool), {}
+    model.stack.register_forward_hook(lambda module, args, out: seen.update(x=out))
+    logits = model(images())[0]
+    x = seen["x"]
+    assert x.shape == (2, 9 if pool == "mean" else 10, 16)
+    torch.testing.assert_close(logits, model.head(x[:, 0] if pool == "cls" else x.sum(1) / x.size(1)))
+    assert logits.shape == (2, 3)
+
+
+def test_the_class_token_is_the_first_and_the_same_for_all_images():
+    model, seen = make("cls"), {}
+    model.stack.register_forward_pre_hook(lambda module, args: seen.update(x=args[0]))
+    model(images())
+    assert torch.equal(seen["x"][:, 0], model.cls.expand(2, -1))
+    torch.testing.assert_close(seen["x"][:, 1:], model.embedding(patchify(images(), PATCH)))
+
+
+@pytest.mark.parametrize("symbols", ["positional", "relative", "symbolic"])
+@pytest.mark.parametrize("n_ra", [0, 2, 4])
+def test_any_symbols_serve_and_every_parameter_learns(symbols, n_ra):
+    model = make("mean_cls", symbols=symbols, n_ra=n_ra, n_symbols=5, symbol_heads=2)
+    _, loss = model(images(), torch.tensor([0, 2]))
+    loss.backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert idle == []
+
+
+def test_the_loss_is_the_mean_cross_entropy():
+    logits, loss = make()(images(), torch.tensor([0, 2]))
+    by_hand = -(logits[0].log_softmax(-1)[0] + logits[1].log_softmax(-1)[2]) / 2
+    torch.testing.assert_close(loss, by_hand)
+
+
+@pytest.mark.parametrize("n_ra", [0, 1, 2])
+def test_eight_random_images_can_be_memorised(n_ra):
+    torch.manual_seed(0)
+    cfg = TransformerConfig(d_model=32, n_layers=2, n_heads=2, n_ra=n_ra, position="learned", symbols="positional")
+    model = VisionTransformer(cfg, image_size=SIZE, patch_size=PATCH, n_classes=3)
+    x, y = images(8).float(), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        _, loss = model(x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+def test_without_a_final_norm_the_stack_ends_with_the_last_block():
+    model, with_norm = make(final_norm=False), make()
+    assert not [name for name, _ in model.named_parameters() if name.startswith("stack.norm")]
+    model.load_state_dict({k: v for k, v in with_norm.state_dict().items() if not k.startswith("stack.norm")})
+    ends = []
+    with_norm.stack.blocks[-1].register_forward_hook(lambda module, args, out: ends.append(out))
+    with_norm(images())
+    torch.testing.assert_close(model.stack(model.embedding(patchify(images(), PATCH))), ends[0])
+
+
+@pytest.mark.parametrize("changes", [dict(patch_size=5), dict(pool="max")])
+def test_what_cannot_be_built_is_a_clear_error(changes):
+    with pytest.raises(ValueError, match="must be a multiple"):
+        VisionTransformer(TransformerConfig(position="learned"), n_classes=2,
+                          **{**dict(image_size=SIZE, patch_size=PATCH), **changes})
