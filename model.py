@@ -274,8 +274,8 @@ class VisionTransformer(nn.Module):
     def __init__(self, cfg, *, image_size, patch_size, n_classes, pool="mean", channels=3):
         super().__init__()
         if image_size % patch_size or pool not in ("cls", "mean", "mean_cls"):
-            raise ValueError(f"image_size={image_size} must be a multiple of patch_size={patch_size}, and pool={pool!r} "
-                             f"one of cls, mean, mean_cls")
+            raise ValueError(f"image_size={image_size} must be a multiple of patch_size={patch_size}, and "
+                             f"pool={pool!r} one of cls, mean, mean_cls")
         self.patch_size, self.pool = patch_size, pool
         n_tokens = (image_size // patch_size) ** 2 + (pool != "mean")
         self.cfg = cfg = replace(cfg, max_len=n_tokens)
