@@ -63,16 +63,19 @@ def group_runs(runs):
         dtype = run["facts"].get("dtype", options.get("dtype"))
         return {**options, "data": run["facts"]["data"], "sha256": run["facts"]["sha256"][:8], "dtype": dtype}
 
-    identities = [identity(run) for run in runs]
-    names = dict.fromkeys(name for one in identities for name in one if name not in ("n_ra", "n_heads"))
-    differing = [name for name in names if len({str(one[name]) for one in identities if name in one}) > 1]
     groups = {}
-    for run in sorted(runs, key=lambda run: (run["options"]["n_ra"] == 0, run["options"]["seed"])):        # DAT first
-        one = identity(run)
-        label = f"{'DAT' if one['n_ra'] else 'Transformer'} {one['n_heads'] - one['n_ra']}+{one['n_ra']}"
-        label = ", ".join([label, *(f"{name}={one[name]}" for name in differing if name in one)])
+    runs = sorted(runs, key=lambda run: (run["options"]["n_ra"] == 0, run["options"]["seed"]))             # DAT first
+    for run, label in zip(runs, labels([identity(run) for run in runs])):
         groups.setdefault(label, []).append(run)
     return groups
+
+
+def labels(identities):
+    """A name for each dict of options: its heads, as in 'DAT 4+4', and the options that set some of them apart."""
+    names = dict.fromkeys(name for one in identities for name in one if name not in ("n_ra", "n_heads"))
+    differing = [name for name in names if len({str(one[name]) for one in identities if name in one}) > 1]
+    return [", ".join([f"{'DAT' if one['n_ra'] else 'Transformer'} {one['n_heads'] - one['n_ra']}+{one['n_ra']}",
+                       *(f"{name}={one[name]}" for name in differing if name in one)]) for one in identities]
 
 
 def measured(run, column):

@@ -37,34 +37,41 @@ def write_csv(cells, path):
 
 
 def read_csv(path):
-    """The rows of results.csv as dicts of strings. Raises ValueError if it is something else."""
+    """The rows of results.csv as dicts, numbers where they are needed. Raises ValueError if it is something else."""
     try:
         with open(path, newline="") as f:
             rows = list(csv.DictReader(f))
     except FileNotFoundError:
         raise ValueError(f"no file {path}: run train_relgames.py first") from None
-    if not rows or not {"task", "train_size", "n_ra", "n_heads", "seed", "sprites"} <= rows[0].keys():
+    needed = {"task", "train_size", "n_ra", "n_heads", "d_ff", "seed", "sprites", "seconds", "n_parameters"}
+    if not rows or not needed | {f"accuracy_{sprites}" for sprites in SPRITES} <= rows[0].keys():
         raise ValueError(f"{path} has no results of train_relgames.py")
-    return rows
+    return [{**row, **{name: int(row[name]) for name in ("train_size", "n_ra", "n_heads", "seed", "n_parameters")}}
+            for row in rows]
 
 
 def grouped(rows):
     """{model: {(task, train_size): {seed: row}}}: a model is told by its heads and by the options that differ."""
-    def identity(row):
-        unnamed = ("task", "train_size", "seed", "n_ra", "n_heads")
-        unnamed += training.RELATIONAL if row["n_ra"] == "0" else ()
-        return {name: value for name, value in row.items() if name not in unnamed and not name.startswith(NOT_OPTIONS)}
-
-    identities = [identity(row) for row in rows]
-    names = dict.fromkeys(name for one in identities for name in one)
-    differing = [name for name in names if len({one[name] for one in identities if name in one}) > 1]
+    rows = sorted(rows, key=lambda row: -row["n_ra"])                                          # Transformers last
+    identities = [{"n_heads": row["n_heads"], "n_ra": row["n_ra"], **options(row)} for row in rows]
     groups = {}
-    for row, one in sorted(zip(rows, identities), key=lambda pair: -int(pair[0]["n_ra"])):         # Transformers last
-        n_ra, n_heads = int(row["n_ra"]), int(row["n_heads"])
-        label = f"{'DAT' if n_ra else 'Transformer'} {n_heads - n_ra}+{n_ra}"
-        label = ", ".join([label, *(f"{name}={one[name]}" for name in differing if name in one)])
-        groups.setdefault(label, {}).setdefault((row["task"], int(row["train_size"])), {})[int(row["seed"])] = row
+    for row, label in zip(rows, compare.labels(identities)):
+        groups.setdefault(label, {}).setdefault((row["task"], row["train_size"]), {})[row["seed"]] = row
     return groups
+
+
+def options(row):
+    """What a model and its training were, besides its heads; relational options only where there are such heads."""
+    others = ("task", "train_size", "seed", "n_ra", "n_heads", *(training.RELATIONAL if row["n_ra"] == 0 else ()))
+    return {name: value for name, value in row.items() if name not in others and not name.startswith(NOT_OPTIONS)}
+
+
+def comparable(row, base):
+    """Equal but for what makes a DAT; a baseline of another d_ff belongs to the DAT whose parameters it has."""
+    apart = ("d_ff", *training.RELATIONAL)
+    mine, theirs = ({k: v for k, v in options(one).items() if k not in apart} for one in (row, base))
+    as_wide = row["d_ff"] == base["d_ff"] or abs(row["n_parameters"] / base["n_parameters"] - 1) < 0.01
+    return mine == theirs and row["n_heads"] == base["n_heads"] and as_wide
 
 
 def accuracies(by_seed, sprites):
@@ -88,8 +95,9 @@ def draw(groups, sprites, path, paper):
             half = np.array([compare.half_interval(v) if len(v) >= 3 else 0.0 for v in points.values()])
             ax.plot(list(points), mean, "o-", ms=3, color=color, label=label)
             ax.fill_between(list(points), mean - half, mean + half, color=color, alpha=0.2, lw=0)
-            if paper and label in (curves := published(task, sprites)):
-                ax.plot(*curves[label], "--", color=color, lw=1, label=f"{label}, published")
+        for color, (label, curve) in zip(plt.cm.tab10.colors, published(task, sprites).items() if paper else ()):
+            ours = [line.get_color() for line in ax.lines if line.get_label().split(",")[0] == label]
+            ax.plot(*curve, "--", color=ours[0] if ours else color, lw=1, label=f"{label}, published")
         ax.set(title=task.replace("_", " "), xlabel="training images")
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel(f"test accuracy, {sprites}")
@@ -123,7 +131,7 @@ def table(groups, sprites):
                 rows = list(group[key].values())
                 means = " | ".join(show(list(accuracies(group[key], s).values())) for s in (sprites, *others))
                 seconds = np.mean([float(row["seconds"]) for row in rows])
-                lines.append(f"| {key[0]} | {key[1]} | {label} | {int(rows[0]['n_parameters']):,} | {means} | "
+                lines.append(f"| {key[0]} | {key[1]} | {label} | {rows[0]['n_parameters']:,} | {means} | "
                              f"{len(rows)} | {seconds:.0f} | {difference(groups, label, key, sprites)} |")
     return lines
 
@@ -137,15 +145,23 @@ def show(values):
 
 def difference(groups, label, key, sprites):
     """DAT - Transformer at equal task and size, paired by seed: the images and their order are the same in a pair."""
-    bases = [other for other in groups if other.startswith("Transformer") and key in groups[other]]
-    if label.startswith("Transformer") or not bases:
-        return ""
-    mine, theirs = (accuracies(groups[name][key], sprites) for name in (label, bases[0]))
-    delta = np.array([mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())])
+    mine, texts = groups[label][key], []
+    for other, group in groups.items():
+        theirs = group.get(key, {})
+        seeds = sorted(accuracies(mine, sprites).keys() & accuracies(theirs, sprites).keys())
+        if not seeds or not mine[seeds[0]]["n_ra"] or theirs[seeds[0]]["n_ra"]:
+            continue
+        if comparable(mine[seeds[0]], theirs[seeds[0]]):
+            delta = np.array([accuracies(mine, sprites)[seed] - accuracies(theirs, sprites)[seed] for seed in seeds])
+            texts.append((f"to {other}: ", interval(delta)))
+    return texts[0][1] if len(texts) == 1 else "; ".join(base + text for base, text in texts)
+
+
+def interval(delta):
+    """Mean of paired differences, and from three on its 95% interval and what may be concluded."""
     if len(delta) < 3:
-        return f"{delta.mean():+.3f} ({len(delta)} seed{'s' * (len(delta) > 1)})" if len(delta) else ""
-    half = compare.half_interval(delta)
-    low, high = delta.mean() - half, delta.mean() + half
+        return f"{delta.mean():+.3f} ({len(delta)} seed{'s' * (len(delta) > 1)})"
+    low, high = delta.mean() - compare.half_interval(delta), delta.mean() + compare.half_interval(delta)
     return f"{delta.mean():+.3f} [{low:+.3f}, {high:+.3f}]" + (": no difference" if low <= 0 <= high else "")
 
 
@@ -153,6 +169,8 @@ def report(path, paper):
     """Writes learning_curves.png, the same for the other two sets of sprites, and table.md; prints the table."""
     rows, folder = read_csv(path), Path(path).parent
     sprites, groups = rows[0]["sprites"], grouped(rows)
+    if paper and sprites != "pentos":
+        raise ValueError(f"--paper: the published models learned from pentos, these from {sprites}")
     figures = {s: folder / ("learning_curves.png" if s == sprites else f"{s}.png") for s in SPRITES}
     for s, figure in figures.items():
         draw(groups, s, figure, paper)
@@ -163,8 +181,9 @@ def report(path, paper):
 
 
 def main(argv=None):
-    o, = training.parse_options(Options, argv=argv)
+    configs = training.parse_options(Options, argv=argv)
     with training.one_line_errors():
+        o = training.agreed(configs, ("paper",))
         report(Path(o.results), o.paper)
 
 

@@ -268,15 +268,16 @@ class VisionTransformer(nn.Module):
     """Images to classes (Dosovitskiy et al., 2021): patches are the tokens, and everybody may look at everybody.
 
     pool: "cls" reads the class token alone, "mean" averages the patches and has no class token, "mean_cls" averages
-    the class token in with them, as the authors' code does.
+    the class token in with them, as the authors' code does. Raises ValueError for sizes that do not fit.
     """
 
     def __init__(self, cfg, *, image_size, patch_size, n_classes, pool="mean", channels=3):
         super().__init__()
-        if image_size % patch_size or pool not in ("cls", "mean", "mean_cls"):
-            raise ValueError(f"image_size={image_size} must be a multiple of patch_size={patch_size}, and "
-                             f"pool={pool!r} one of cls, mean, mean_cls")
-        self.patch_size, self.pool = patch_size, pool
+        if image_size % patch_size:
+            raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
+        if pool not in ("cls", "mean", "mean_cls"):
+            raise ValueError(f"pool={pool!r}: choose from cls, mean, mean_cls")
+        self.patch_size, self.pool, self.shape = patch_size, pool, (channels, image_size, image_size)
         n_tokens = (image_size // patch_size) ** 2 + (pool != "mean")
         self.cfg = cfg = replace(cfg, max_len=n_tokens)
         width = patch_size ** 2 * channels
@@ -287,6 +288,8 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images, targets=None):
         """images (B, C, H, W) in 0 ... 1 -> logits (B, n_classes) and, given targets (B,), their mean cross-entropy."""
+        if images.shape[1:] != self.shape:
+            raise ValueError(f"images of shape {tuple(images.shape[1:])}, but the model was made for {self.shape}")
         x = self.embedding(patchify(images, self.patch_size))                      # (B, patches, d_model)
         if self.cls is not None:
             x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)              # (B, 1 + patches, d_model)

@@ -71,6 +71,14 @@ def parse_options(Config, presets=None, argv=None, grid=None):
         return [Config(**dict(zip(values, one))) for one in itertools.product(*values.values())]
 
 
+def agreed(configs, names):
+    """The first of configs. Raises ValueError if they differ in one of `names`, which take one value only."""
+    for name in names:
+        if len({getattr(cfg, name) for cfg in configs}) > 1:
+            raise ValueError(f"--{name}: give one value, not a list")
+    return configs[0]
+
+
 def option_comments(Config):
     """{field: the comment behind it}, read from the source of the dataclass and its bases."""
     lines = [line for cls in reversed(Config.__mro__[:-1]) for line in inspect.getsource(cls).splitlines()]

@@ -18,7 +18,7 @@ Read literally this builds an n x n x R tensor of relations. But the sum is line
 So a relational head IS ordinary attention, whose values are [k_rel_j[1] ... k_rel_j[R], s_j W_s], read afterwards with
 the receiver's own relation queries. Exact, linear in memory, and it runs through PyTorch's fused kernels. `literal`
 below is the definition, `fast` the identity; the tests hold them equal to 1e-10. Among few tokens, whose relations take
-less room than the wide values, `literal` is the faster one and is used (SHORT).
+less room than these wide values, `literal` is the faster one and is used (SHORT).
 
 Shapes as in attention.py; R relations of width p = rel_proj_dim.
 """
@@ -32,7 +32,7 @@ from symbols import PositionRelativeSymbols
 REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
                    "gelu": F.gelu, "silu": F.silu, "softmax": None}
 
-SHORT = 64      # up to so many senders the literal form is the faster one
+SHORT = 64      # up to so many senders the literal form is the faster one, unless there are many relations
 
 
 class RelationalAttention(nn.Module):
@@ -88,7 +88,9 @@ class RelationalAttention(nn.Module):
             if not isinstance(symbols, PositionRelativeSymbols):                   # relative symbols have no past
                 symbols = cache.append("s W_s", symbols)
 
-        if need_weights or self.rel_activation != "identity" or k.size(-2) <= SHORT:
+        S, R = k.size(-2), self.n_relations
+        few = S <= SHORT and R * S <= self.n_heads * (k_rel.size(-1) + k.size(-1))     # r is no wider than the values
+        if need_weights or few or self.rel_activation != "identity":
             a, alpha, r = self.literal(q, k, q_rel, k_rel, symbols, causal, mask)
         else:
             a = self.fast(q, k, q_rel, k_rel, symbols, causal, mask)

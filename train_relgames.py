@@ -4,13 +4,15 @@
     python train_relgames.py --task=match_pattern --seed=1,2    another task, at its own training sizes
     python train_relgames.py --sweep --paper                    the whole figure, the published curves behind ours
     python train_relgames.py --symmetric=True,False             Figure 6; --ra_type=rca: Figure 12; --preset=wide: v3
-    python train_relgames.py --task=between --data=mini         original images instead of drawn ones
+    python train_relgames.py --task=between --data=mini --test_size=1000     original images instead of drawn ones
 
 A cell is one training: (task, training size, model, seed). Its result is a small file in out/relgames/cells; cells that
 are there are not run again, so a sweep that was interrupted goes on when its command is repeated.
 """
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -63,7 +65,7 @@ class Config(TransformerConfig):
     workers: int | None = None              # trainings at a time; default: one for each CPU core, 4 on a GPU
     device: str = "auto"                    # auto: cuda, else mps, else cpu
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"   # of matrix products; auto: bfloat16 on GPUs that have it
-    out_dir: str = "out/relgames"           # results, table and figures
+    out_dir: str = "out/relgames"           # results; table and figures show all that lies there
     resume: bool = True                     # keep finished cells; False: run them again
     baseline: bool = True                   # the Transformer with as many heads, beside each DAT
     match_params: bool = False              # give the baseline the d_ff that makes parameter counts agree within 1%
@@ -73,8 +75,11 @@ class Config(TransformerConfig):
         super().__post_init__()
         at_least(self, train_size=2, test_size=1, batch_size=1, epochs=1, max_steps=1, learning_rate=0, beta1=0,
                  beta2=0, seed=0, workers=1)
-        if max(self.beta1, self.beta2) >= 1:
-            raise ValueError(f"beta1={self.beta1} and beta2={self.beta2} must be below 1")
+        if max(self.beta1, self.beta2) >= 1 or self.seed >= 2 ** 32:
+            raise ValueError(f"beta1={self.beta1} and beta2={self.beta2} must be below 1, seed={self.seed} below 2^32")
+        if self.alternative and (self.task not in ("xoccurs", "match_pattern") or self.data != "generated"):
+            raise ValueError(f"task={self.task}, data={self.data}: only the drawn xoccurs and match_pattern have an "
+                             f"alternative sampling")
 
 
 CODE = ("train_relgames.py", "data/relational_games.py", "data/npz.py")      # besides the model and the toolbox
@@ -85,15 +90,18 @@ SIZES = {"occurs": (250, 500, 1000), "same": (250, 500, 1000), "between": (250, 
 
 
 def cells_of(argv):
-    """The command line -> one Config for each cell."""
-    sweep = training.parse_options(Config, PRESETS, argv)[0].sweep
+    """The command line -> one Config for each cell. Raises ValueError if a list is given where one value belongs."""
     grid = {"n_ra": (2, 1), "seed": (1, 2, 3)}                        # what is not named on the command line
-    if sweep:
+    if training.parse_options(Config, PRESETS, argv)[0].sweep:
         grid = {"n_ra": (2, 1), "seed": (1, 2, 3, 4, 5), "task": games.TASKS}
     cells = []
     for cfg in training.parse_options(Config, PRESETS, argv, grid):
-        sizes = (HARD if cfg.task == "match_pattern" else EASY) if sweep else SIZES.get(cfg.task, EASY[-1:])
+        sizes = (HARD if cfg.task == "match_pattern" else EASY) if cfg.sweep else SIZES.get(cfg.task, EASY[-1:])
         cells += [replace(cfg, train_size=size) for size in ([cfg.train_size] if cfg.train_size else sizes)]
+    training.agreed(cells, (*training.NOT_COMPARED, "sprites", "dtype"))
+    for name in ("vocab_size", "max_len", "tie_embeddings"):
+        if any(getattr(cfg, name) != getattr(TransformerConfig, name) for cfg in cells):
+            raise ValueError(f"--{name}: it means nothing for images")
     return sorted(training.with_baselines(cells, count_parameters), key=lambda cfg: cfg.seed)
 
 
@@ -109,31 +117,47 @@ def make_model(cfg):
 
 # ---- images ----------------------------------------------------------------------------------------------------------
 
-def some(cfg, data, sprites, n, start):
-    """n images and labels: drawn (start only says which), or a file's in an order that depends on the seed."""
+def test_images(cfg, sprites):
+    """Images (N, 36, 36, 3) and labels (N,) to test on."""
+    data = cfg.test_data or cfg.data
     if data == "generated":
-        return games.generate(cfg.task, sprites, n, 2 * cfg.seed + (start > 0), cfg.alternative)
-    images, labels = games.load_npz(games.find_file(data, cfg.task, sprites, cfg.data_dir), cfg.task)
-    order = np.random.default_rng(cfg.seed).permutation(len(images))[start:start + n]
+        return games.generate(cfg.task, sprites, cfg.test_size, 2 * cfg.seed, cfg.alternative)
+    images, labels = load(games.find_file(data, cfg.task, sprites, cfg.data_dir), cfg.task)
+    order = np.random.default_rng(cfg.seed).permutation(len(images))[:cfg.test_size]
     return images[order], labels[order]
+
+
+def training_images(cfg, n):
+    """Up to n images and labels to learn from."""
+    if cfg.data == "generated":
+        return games.generate(cfg.task, cfg.sprites, n, 2 * cfg.seed + 1, cfg.alternative)
+    images, labels = load(games.find_file(cfg.data, cfg.task, cfg.sprites, cfg.data_dir), cfg.task)
+    order = np.random.default_rng(cfg.seed).permutation(len(images))[cfg.test_size:cfg.test_size + n]
+    return images[order], labels[order]
+
+
+load = lru_cache(maxsize=len(games.SPRITES))(games.load_npz)          # a full file takes a while
 
 
 def split(cfg):
     """-> training images and labels, {sprites: test images and labels}.
 
-    No test image of the training sprites equals a training image: there are few enough images of some tasks for that.
-    (authors' code: drawn with replacement, so that some do)
+    No test image of the training sprites equals a training image. There are few enough true images of `same` for that
+    to happen; the next image with the same label takes the place. (authors' code: splits with replacement)
     """
-    data = cfg.test_data or cfg.data
-    tests = {sprites: some(cfg, data, sprites, cfg.test_size, 0) for sprites in tested_sprites(cfg)}
+    tests = {sprites: test_images(cfg, sprites) for sprites in tested_sprites(cfg)}
     seen = {image.tobytes() for image in tests[cfg.sprites][0]}
-    images, labels = some(cfg, cfg.data, cfg.sprites, 2 * cfg.train_size, cfg.test_size)
-    new = [i for i, image in enumerate(images) if image.tobytes() not in seen][:cfg.train_size]
-    for name, have in (("test_size", len(tests[cfg.sprites][0])), ("train_size", len(new))):
+    images, labels = training_images(cfg, 2 * cfg.train_size)
+    new = np.array([image.tobytes() not in seen for image in images], bool)
+    chosen = []
+    for label in (0, 1):
+        wanted = (labels[:cfg.train_size] == label).sum()
+        chosen += np.flatnonzero(new & (labels == label))[:wanted].tolist()
+    for name, have in (("test_size", len(tests[cfg.sprites][0])), ("train_size", len(chosen))):
         if have < getattr(cfg, name):
             raise ValueError(f"{name}={getattr(cfg, name)}: only {have:,} images of {cfg.task}, {cfg.sprites} are "
                              f"left for that (test images are set aside first)")
-    return (images[new], labels[new]), tests
+    return (images[np.sort(chosen)], labels[np.sort(chosen)]), tests
 
 
 def tested_sprites(cfg):
@@ -172,18 +196,22 @@ def train(cfg, record, device, dtype, step_done=lambda: None):
             optimizer.step()
             losses.append(loss.detach())
             step_done()
-    train_loss = torch.stack(losses[-(len(losses) // cfg.epochs):]).mean().item()      # of the last epoch
+    train_loss = torch.stack(losses[-steps_per_epoch(cfg):]).mean().item()             # of the last epoch
     seconds = time.perf_counter() - started
     if not np.isfinite(train_loss):
-        raise ValueError(f"{training.run_name(cfg)}: the loss became {train_loss}: try a lower --learning_rate")
+        return {**record, "failed": f"the loss became {train_loss}: try a lower --learning_rate"}
     accuracy = {sprites: evaluate(model, *test, device, dtype) for sprites, test in tests.items()}
     return {**record, "accuracy": accuracy, "train_loss": train_loss, "steps": step, "seconds": round(seconds, 2),
             "n_parameters": sum(p.numel() for p in model.parameters()), "device": str(device)}
 
 
+def steps_per_epoch(cfg):
+    return -(-cfg.train_size // cfg.batch_size)                       # rounded up: the last batch may be smaller
+
+
 def steps_of(cfg):
     """Optimizer steps of a cell."""
-    steps = cfg.epochs * -(-cfg.train_size // cfg.batch_size)
+    steps = cfg.epochs * steps_per_epoch(cfg)
     return min(steps, cfg.max_steps or steps)
 
 
@@ -207,14 +235,15 @@ def evaluate(model, images, labels, device, dtype):
 
 def record_of(cfg, dtype):
     """What a cell's result depends on: a cell on disk that agrees in all of it is not run again."""
-    data, files = cfg.test_data or cfg.data, []
-    if data != "generated":
-        files += [games.find_file(data, cfg.task, sprites, cfg.data_dir) for sprites in tested_sprites(cfg)]
+    files = {}
     if cfg.data != "generated":
-        files += [games.find_file(cfg.data, cfg.task, cfg.sprites, cfg.data_dir)]
+        files["training"] = npz.fingerprint(games.find_file(cfg.data, cfg.task, cfg.sprites, cfg.data_dir))
+    if (cfg.test_data or cfg.data) != "generated":
+        for sprites in tested_sprites(cfg):
+            path = games.find_file(cfg.test_data or cfg.data, cfg.task, sprites, cfg.data_dir)
+            files[f"test, {sprites}"] = npz.fingerprint(path)
     return {"options": {name: value for name, value in asdict(cfg).items() if name not in training.NOT_COMPARED},
-            "code": training.code_hash(CODE), "torch": torch.__version__,
-            "files": {path.name: npz.fingerprint(path, "images") for path in files}, "dtype": str(dtype)}
+            "code": training.code_hash(CODE), "torch": torch.__version__, "files": files, "dtype": str(dtype)}
 
 
 def main(argv=None):
@@ -223,23 +252,42 @@ def main(argv=None):
         cfg, folder = cells[0], Path(cells[0].out_dir)
         (folder / "cells").mkdir(parents=True, exist_ok=True)
         device, dtype, why = training.choose_device(cfg.device, cfg.dtype)
-        paths = [folder / "cells" / f"{training.run_name(cell)}.json" for cell in cells]
-        records = [record_of(cell, dtype) for cell in cells]
-        jobs = {path: (cell, record, device, dtype) for cell, path, record in zip(cells, paths, records)
-                if not (cfg.resume and record.items() <= sweep.load(path).items())}
-        print(f"images: {cfg.data}\ndevice: {why}")
-        print(f"{len(cells)} cells, {len(cells) - len(jobs)} of them finished before")
-        if jobs:
-            workers = cfg.workers or (sweep.cores() if device.type == "cpu" else 4)
-            n_steps = sum(steps_of(job[0]) for job in jobs.values())
-            for i, (path, cell) in enumerate(sweep.run(train, jobs, n_steps, workers)):
-                accuracy = "  ".join(f"{sprites} {value:.3f}" for sprites, value in cell["accuracy"].items())
-                tqdm.write(f"{i + 1}/{len(jobs)}  {path.stem}:  {accuracy}  {cell['seconds']:.0f} s")
+        print(f"images: {cfg.data}, learning from {cfg.sprites}, testing on {', '.join(tested_sprites(cfg))}"
+              + (f" of {cfg.test_data}" if cfg.test_data else ""))
+        if cfg.data == "generated":
+            print("drawn by the rules of the original images; for those see the README (--data=mini, --data=FOLDER)")
+        jobs = {}
+        for cell in cells:
+            record, path = record_of(cell, dtype), folder / "cells" / f"{training.run_name(cell)}.json"
+            done = sweep.load(path)
+            if not (cfg.resume and record.items() <= done.items() and "accuracy" in done):
+                jobs[path] = (cell, record, device, dtype)
+        print(f"device: {why}\n{len(cells)} cells, {len(cells) - len(jobs)} of them finished before")
+        failed = run(jobs, cfg.workers or (sweep.cores() if device.type == "cpu" else 4)) if jobs else []
         # everything that this code has finished in the folder: a sweep may come in pieces
-        done = [cell for cell in map(sweep.load, sorted((folder / "cells").glob("*.json")))
-                if cell.get("code") == records[0]["code"] and cell["options"]["sprites"] == cfg.sprites]
-        learning_curves.write_csv(done, folder / "results.csv")
-        learning_curves.report(folder / "results.csv", cfg.paper)
+        known = [cell for cell in map(sweep.load, sorted((folder / "cells").glob("*.json"))) if "accuracy" in cell]
+        mine = [cell for cell in known if cell["options"]["sprites"] == cfg.sprites
+                and all(cell[name] == record[name] for name in ("code", "torch"))]
+        if len(mine) < len(known):
+            print(f"left out: {len(known) - len(mine)} cells in {folder} of other sprites, code or torch")
+        if mine:
+            learning_curves.write_csv(mine, folder / "results.csv")
+            learning_curves.report(folder / "results.csv", cfg.paper)
+    for name, why in failed:
+        print(f"failed: {name}: {why}", file=sys.stderr)
+    raise SystemExit(1 if failed else 0)
+
+
+def run(jobs, workers):
+    """Trains the cells {path: arguments of train} and prints each as it ends. -> [(cell, why)] of those that failed."""
+    failed, n_steps = [], sum(steps_of(job[0]) for job in jobs.values())
+    for i, (path, cell) in enumerate(sweep.run(train, jobs, n_steps, workers)):
+        if "failed" in cell:
+            failed.append((path.stem, cell["failed"]))
+            continue
+        accuracy = "  ".join(f"{sprites} {value:.3f}" for sprites, value in cell["accuracy"].items())
+        tqdm.write(f"{i + 1}/{len(jobs)}  {path.stem}:  {accuracy}  {cell['seconds']:.0f} s")
+    return failed
 
 
 if __name__ == "__main__":

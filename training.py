@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from data.download import try_lock
-from options import fail, one_line_errors, parse_options, start      # noqa: F401  (the scripts find them here)
+from options import agreed, fail, one_line_errors, parse_options, start      # noqa: F401  (the scripts find them here)
 
 # ---- which runs, on what, and how ------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ def run_name(cfg):
 
 def write_atomically(path, write):
     """`write(temporary path)`, then rename: a kill leaves the old file or the new one, never half of one."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")         # two processes do not share it
     write(temporary)
     os.replace(temporary, path)
 

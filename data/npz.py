@@ -5,7 +5,6 @@ The images of a full Relational Games file take 7.8 GB as they are stored, in 64
 import zipfile
 import zlib
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 
@@ -17,10 +16,10 @@ def read(path, *names):
         return {name: read_array(archive, name) if f"{name}.npy" in there else None for name in names}
 
 
-def fingerprint(path, name):
-    """[size of the file, checksum of one array]: tells files apart without reading them."""
+def fingerprint(path):
+    """{array: its checksum}, as the archive has them: tells files apart without reading them."""
     with opened(path) as archive:
-        return [Path(path).stat().st_size, archive.getinfo(f"{name}.npy").CRC]
+        return {member.filename: member.CRC for member in archive.infolist()}
 
 
 @contextmanager
@@ -46,7 +45,8 @@ def read_array(archive, name):
             raise ValueError(f"{name} holds {dtype} {shape}, not whole numbers row by row")
         if not shape[0]:
             raise ValueError(f"{name} holds nothing")
-        rows, width = np.empty((shape[0], int(np.prod(shape[1:]))), np.uint8), int(np.prod(shape[1:]))
+        width = int(np.prod(shape[1:]))
+        rows = np.empty((shape[0], width), np.uint8)
         for piece in np.array_split(rows, -(-len(rows) // 1000)):      # views of at most 1000 rows
             values = np.frombuffer(file.read(len(piece) * width * dtype.itemsize), dtype).reshape(len(piece), width)
             if values.min() < 0 or values.max() > 255:

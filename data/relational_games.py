@@ -6,12 +6,15 @@
 
 36 x 36 pixels, nine cells, at most one object in each: 3 x 3 blocks of 3 x 3 pixels. "The same" means the same blocks
 in the same colours; a rotated shape is another one. Two objects that are to differ are near misses: they differ in
-colour, in shape or in both, a third each. All this was counted in the public files of two tasks (between and column
-patterns). The full files want a log-in, so for the other tasks what is not published is said at their functions.
+colour, in shape or in both, a third each.
+
+Counted: hexos and stripes in the public files of two tasks, between and column patterns. Inferred, from a few images in
+the notebooks of papers: the pentos (how U lies in its cell; for P it is a guess) and their colours, and of the other
+tasks what is said at their functions. The full files want a log-in.
 """
 import difflib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,7 @@ COLUMN_TASKS = ("column_ABA", "column_AAB", "column_ABB")            # tasks 0, 
 SPRITES = ("pentos", "hexos", "stripes")
 
 # the 8 free polyominoes of 5, and of 6, squares that fit into 3 x 3
-SHAPES = {"pentos": ".##/##./.#. ##./##./#.. ###/.#./.#. #.#/###/... #../#../### #../##./.## .#./###/.#. ##./.#./.##",
+SHAPES = {"pentos": ".##/##./.#. ##./##./#.. ###/.#./.#. ###/#.#/... #../#../### #../##./.## .#./###/.#. ##./.#./.##",
           "hexos": "###/###/... ###/##./#.. ###/##./.#. ###/#.#/#.. ###/.#./##. ##./###/.#. ##./###/..# ##./.##/##."}
 LEVELS = {"pentos": (0, 128, 255), "hexos": (64, 144, 192), "stripes": (64, 144, 192)}       # of red, green and blue
 
@@ -78,7 +81,7 @@ class Sprites:
         return result
 
     def distinct(self, rng, n, k, related=True):
-        """n times k different objects (n, k, 2); if related, each is a near miss of one of those before it."""
+        """n times k different objects (n, k, 2); if related, each is made by `different` from one before it."""
         objects = self.draw(rng, n, 1)
         for i in range(1, k):
             new, todo = np.empty((n, 1, 2), int), np.arange(n)
@@ -100,14 +103,17 @@ class Sprites:
 # ---- tasks: whether the relation shall hold -> objects and their cells -----------------------------------------------
 
 def same(s, rng, holds, alternative):
-    """Two objects anywhere: are they the same?"""
+    """Two objects anywhere: are they the same? (Inferred: if not, they are near misses.)"""
     first = s.draw(rng, len(holds))
     second = np.where(holds[:, None], first, s.different(rng, first))
     return np.stack([first, second], 1), anywhere(rng, len(holds), 2)
 
 
 def occurs(s, rng, holds, alternative):
-    """Is the object on top one of the three at the bottom? (Inferred: these are different from each other.)"""
+    """Is the object on top one of the three at the bottom?
+
+    Inferred: all that is not the same is different, and near misses of something else in the image.
+    """
     objects = s.distinct(rng, len(holds), 4)
     top, bottom = objects[:, :1], objects[:, 1:]
     bottom[holds, :1] = top[holds]
@@ -118,8 +124,9 @@ def xoccurs(s, rng, holds, alternative):
     """Is the object on top one of the three at the bottom, and do the other two differ?
 
     Not published: how often which condition is broken. Here half of the false images lack the top object, with three
-    different ones at the bottom, and half have it beside an equal pair. So an equal pair says "false", but in half of
-    the false images the bottom row alone says nothing. Alternative: a third each, the last third breaks both.
+    different ones at the bottom, and half have it beside an equal pair. So an equal pair says "false", as the
+    definition wants it, but in half of the false images the bottom row alone says nothing. The top object never stands
+    twice at the bottom: "the other two" would mean two things. Alternative: a third each, the last third breaks both.
     """
     objects = s.distinct(rng, len(holds), 4)
     top, bottom = objects[:, :1], objects[:, 1:]
@@ -133,16 +140,17 @@ def xoccurs(s, rng, holds, alternative):
 def between(s, rng, holds, alternative):
     """Three in a line (row, column or diagonal), and both ends the same? The middle one is drawn independently.
 
-    False: a quarter of the images (of stripes: half) are three random objects anywhere, the others a line with
-    different ends.
+    A quarter of the false images (of stripes: half) are three random objects anywhere, the others a line with different
+    ends.
     """
     n = len(holds)
     objects, cells = s.draw(rng, n, 3), LINES[rng.choice(len(LINES), n, p=LINE_WEIGHTS)]
     scattered = ~holds & (rng.random(n) < (0.25 if s.near_misses else 0.5))
     cells[scattered] = np.sort(anywhere(rng, n, 3), 1)[scattered]
-    equal = (objects[:, 0] == objects[:, 2]).all(1)                                # scattered ones may be in a line
-    differing = np.where((scattered & ~equal)[:, None], objects[:, 2], s.different(rng, objects[:, 0]))
-    objects[:, 2] = np.where(holds[:, None], objects[:, 0], differing)
+    in_line = (cells[:, None] == LINES).all(-1).any(1)                             # scattered ones may be, too
+    by_chance = in_line & (objects[:, 0] == objects[:, 2]).all(1)
+    last = np.where((scattered & ~by_chance)[:, None], objects[:, 2], s.different(rng, objects[:, 0]))
+    objects[:, 2] = np.where(holds[:, None], objects[:, 0], last)
     return objects, cells
 
 
@@ -150,7 +158,7 @@ def match_pattern(s, rng, holds, alternative):
     """Do the rows on top and at the bottom have the same pattern of AAA, AAB, ABA, ABB, ABC?
 
     Not published: how often which pattern; here each equally often, and in false images any two that differ. Objects of
-    a row are near misses, as in column patterns. Alternative: they are unrelated, which is easier to learn.
+    a row are near misses, as counted in column patterns. Alternative: they are unrelated, which is easier to learn.
     """
     n, patterns = len(holds), np.array(list(PATTERNS.values()))
     first = rng.integers(len(patterns), size=n)
@@ -182,7 +190,7 @@ def column(s, rng, holds, pattern):
 
 
 def generate(task, sprites, n, seed, alternative=False):
-    """n images and whether the task's relation holds in them: uint8 (n, 36, 36, 3), int64 (n,); it holds in half.
+    """n images and whether the task's relation holds in them: uint8 (n, 36, 36, 3), int64 (n,); it does in n // 2.
 
     alternative: another way to draw what is not published, for xoccurs and match_pattern: see there.
     Raises ValueError for an unknown task or set of sprites. The same arguments give the same images.
@@ -238,7 +246,8 @@ def find_file(data, task, sprites, data_dir="data/cache"):
     for name in names:
         if (Path(data) / name).is_file():
             return Path(data) / name
-    raise ValueError(f"no {' or '.join(names)} in {data}: --data takes generated, mini, or a folder of original files")
+    raise ValueError(f"no {' or '.join(names)} in {data}, the folder for original files "
+                     f"(or give generated, or mini)")
 
 
 def check_git_blob(path, blob):
@@ -260,8 +269,9 @@ def load_npz(path, task=None):
     for name, array in (("images", images), ("labels", labels)):
         if array is None:
             raise ValueError(f"{path} is not a file of Relational Games: no {name} in it")
+    shapes = [array.shape for array in (images, labels, ids) if array is not None]
     if images.shape[1:] != (36, 36, 3) or not len(images) == labels.size == (labels if ids is None else ids).size:
-        raise ValueError(f"{path}: images {images.shape} and labels {labels.shape}, not (n, 36, 36, 3) and (n, 1)")
+        raise ValueError(f"{path}: images, labels (and tasks) of shapes {shapes}, not (n, 36, 36, 3) and (n, 1)")
     if labels.max() > 1:
         raise ValueError(f"{path}: labels up to {labels.max()}, not 0 and 1")
     labels = labels.ravel().astype(np.int64)
@@ -323,9 +333,9 @@ def contact_sheet(o):
 
 
 def main(argv=None):
-    o, = options.parse_options(Options, argv=argv)
+    configs = options.parse_options(Options, argv=argv)
     with options.one_line_errors():
-        contact_sheet(o)
+        contact_sheet(options.agreed(configs, [f.name for f in fields(Options)]))
 
 
 if __name__ == "__main__":

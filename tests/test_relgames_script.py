@@ -174,8 +174,7 @@ def test_it_learns_what_it_sees_and_accuracy_is_counted_by_hand():
 
 
 def test_a_loss_that_is_not_finite_is_an_error():
-    with pytest.raises(ValueError, match="the loss became .*: try a lower --learning_rate"):
-        cell(learning_rate=1e30, epochs=5)
+    assert re.match("the loss became .*: try a lower --learning_rate", cell(learning_rate=1e30, epochs=5)["failed"])
 
 
 # ---- many cells ------------------------------------------------------------------------------------------------------
@@ -266,9 +265,9 @@ def test_a_worker_that_is_killed_is_a_clear_error(tmp_path):
 
 def rows(accuracy):
     """Rows of results.csv for accuracy(n_ra, seed)."""
-    return [dict(task="occurs", train_size="250", n_ra=str(n_ra), n_heads="2", seed=str(seed), sprites="pentos",
-                 n_parameters="1000", steps="5", seconds="2.0", train_loss="0.1", device="cpu", dtype="torch.float32",
-                 symmetric="True", accuracy_pentos=str(accuracy(n_ra, seed)), accuracy_hexos="0.5", accuracy_stripes="")
+    return [dict(task="occurs", train_size=250, n_ra=n_ra, n_heads=2, seed=seed, sprites="pentos", n_parameters=1000,
+                 seconds="2.0", train_loss="0.1", dtype="torch.float32", symmetric="True", d_ff="256",
+                 accuracy_pentos=str(accuracy(n_ra, seed)), accuracy_hexos="0.5", accuracy_stripes="")
             for n_ra in (2, 0) for seed in (1, 2, 3)]
 
 
@@ -285,7 +284,7 @@ def test_the_difference_is_paired_by_seed_with_its_interval():
 
 
 def test_models_that_differ_in_an_option_are_drawn_apart_and_baselines_are_not_told_by_relational_ones():
-    both = rows(lambda *a: 0.5) + [{**row, "symmetric": "False"} for row in rows(lambda *a: 0.6) if row["n_ra"] == "2"]
+    both = rows(lambda *a: 0.5) + [{**row, "symmetric": "False"} for row in rows(lambda *a: 0.6) if row["n_ra"]]
     assert list(learning_curves.grouped(both)) == ["DAT 0+2, symmetric=True", "DAT 0+2, symmetric=False",
                                                    "Transformer 2+0"]
 

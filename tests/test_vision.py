@@ -115,8 +115,15 @@ def test_without_a_final_norm_the_stack_ends_with_the_last_block():
     torch.testing.assert_close(model.stack(model.embedding(patchify(images(), PATCH))), ends[0])
 
 
-@pytest.mark.parametrize("changes", [dict(patch_size=5), dict(pool="max")])
-def test_what_cannot_be_built_is_a_clear_error(changes):
-    with pytest.raises(ValueError, match="must be a multiple"):
+@pytest.mark.parametrize("changes, words", [(dict(patch_size=5), "image_size=12 is not a multiple of patch_size=5"),
+                                            (dict(pool="max"), "pool='max': choose from cls, mean, mean_cls")])
+def test_what_cannot_be_built_is_a_clear_error(changes, words):
+    with pytest.raises(ValueError, match=words):
         VisionTransformer(TransformerConfig(position="learned"), n_classes=2,
                           **{**dict(image_size=SIZE, patch_size=PATCH), **changes})
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 12, 16), (2, 1, 12, 12), (2, 3, 16, 16)])
+def test_images_of_another_shape_are_a_clear_error(shape):
+    with pytest.raises(ValueError, match=r"the model was made for \(3, 12, 12\)"):
+        make()(torch.rand(shape, dtype=torch.double))
