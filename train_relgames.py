@@ -275,7 +275,8 @@ def main(argv=None):
             learning_curves.report(folder / "results.csv", cfg.paper)
     for name, why in failed:
         print(f"failed: {name}: {why}", file=sys.stderr)
-    raise SystemExit(1 if failed else 0)
+    if failed:
+        raise SystemExit(1)
 
 
 def run(jobs, workers):

@@ -23,7 +23,7 @@ def only_run(tmp_path):
     return find
 
 
-@pytest.fixture(autouse=True)
-def fast_form_for_short_sequences(monkeypatch):
-    """The tests' sequences are short; the fast form is what they are to test."""
+@pytest.fixture
+def fast_form(monkeypatch):
+    """For tests whose sequences are short, but which are to test the form for long ones."""
     monkeypatch.setattr(relational_attention, "SHORT", 0)

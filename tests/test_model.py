@@ -12,6 +12,8 @@ from model import MLP, DecoderBlock, DualAttention, LanguageModel, Stack, Transf
 SMALL = dict(vocab_size=13, d_model=16, n_layers=2, n_heads=4, n_ra=2, max_len=12, n_symbols=6, symbol_heads=2)
 SYMBOLS, POSITIONS = ["symbolic", "relative", "positional"], ["rope", "learned", "sinusoidal"]
 
+pytestmark = pytest.mark.usefixtures("fast_form")
+
 
 def make(**options):
     """A small float64 model in evaluation mode, its weights large enough that everything matters."""

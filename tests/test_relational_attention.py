@@ -12,6 +12,8 @@ from symbols import PositionalSymbols, PositionRelativeSymbols, SymbolicAttentio
 
 B, T, D = 2, 5, 16
 
+pytestmark = pytest.mark.usefixtures("fast_form")
+
 
 def make_symbols(kind):
     return {"symbolic": lambda: SymbolicAttention(D, 7, 2), "relative": lambda: PositionRelativeSymbols(D, 2),
@@ -290,14 +292,15 @@ def test_impossible_shapes_are_refused_in_words():
             RelationalAttention(16, 4)(x, x, mask=mask)
 
 
-@pytest.mark.parametrize("n_tokens, form", [(6, "literal"), (7, "fast")])
-def test_the_literal_form_serves_few_tokens_and_the_fast_one_many(monkeypatch, n_tokens, form):
+@pytest.mark.parametrize("n_tokens, n_relations, form", [(6, 4, "literal"), (7, 4, "fast"), (6, 16, "fast")])
+def test_the_literal_form_serves_few_tokens_with_few_relations(monkeypatch, n_tokens, n_relations, form):
     monkeypatch.setattr("relational_attention.SHORT", 6)
     used = []
     for name in ("literal", "fast"):
         original = getattr(RelationalAttention, name)
         monkeypatch.setattr(RelationalAttention, name, lambda *a, name=name, f=original: used.append(name) or f(*a))
-    m, x = RelationalAttention(D, 4).double(), torch.randn(B, n_tokens, D, dtype=torch.float64)
+    m = RelationalAttention(D, 4, n_relations=n_relations).double()       # 4 heads with values of 16 + 4 numbers
+    x = torch.randn(B, n_tokens, D, dtype=torch.float64)
     out = m(x, x)
     assert used == [form]
     torch.testing.assert_close(out, m(x, x, need_weights=True)[0], rtol=0, atol=1e-10)
