@@ -151,7 +151,7 @@ def main(argv=None):
             print_sample(run)
         folders.append(run.folder)
     compare.report(folders, Path(configs[0].out_dir))
-    print("Short runs on text hardly tell the two apart; the paper's clear case is Relational Games (its Figure 2).")
+    print("Short runs on text hardly tell the two apart; the paper's clear case is Relational Games: train_relgames.py")
 
 
 if __name__ == "__main__":

@@ -304,7 +304,7 @@ def contact_sheet(o):
         pick = [i for value in (1, 0) for i in np.flatnonzero(labels == value)[:4]]
         return np.concatenate([np.pad(image, ((2,), (2,), (0,)), constant_values=255) for image in images[pick]], 1)
 
-    rows = []
+    rows, missing = [], {}
     for task in TASKS + (COLUMN_TASKS if o.data != "generated" else ()):
         for sprites in SPRITES:
             ours = generate(task, sprites, 100, o.seed, o.alternative and task in ("xoccurs", "match_pattern"))
@@ -313,10 +313,12 @@ def contact_sheet(o):
                 try:
                     images, labels = load_npz(find_file(o.data, task, sprites, o.data_dir), task)
                 except ValueError as error:
-                    print(f"{task}, {sprites}: {error}")
+                    missing.setdefault(task, error)
                     continue
                 order = np.random.default_rng(o.seed).permutation(len(images))
                 rows[-1][1].append(eight(images[order], labels[order]))
+    if missing and not any(len(sheets) > 1 for _, sheets in rows):
+        raise ValueError(f"--data={o.data}: {missing[TASKS[0]]}")
     width = 1 if o.data == "generated" else 2
     fig, axes = plt.subplots(len(rows), width, figsize=(6 * width, 0.85 * len(rows)), squeeze=False,
                              layout="constrained")
@@ -329,6 +331,8 @@ def contact_sheet(o):
             ax.axis("off")
     Path(o.out).parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(o.out, dpi=130)
+    for task, error in missing.items():
+        print(f"{task}: {error}")
     print(f"examples: {o.out}")
 
 

@@ -333,3 +333,11 @@ def test_the_contact_sheet_is_drawn(original, tmp_path, capsys):
     games.main([f"--data={tmp_path}", f"--out={tmp_path / 'sheet.png'}"])
     assert (tmp_path / "sheet.png").stat().st_size > 20_000
     assert "no same_pentos.npz" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options, words", [(["--data=/nowhere"], "no same_pentos.npz"), (["--seed=1,2"], "one value")])
+def test_a_contact_sheet_of_nothing_is_one_line(options, words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        games.main([*options, f"--out={tmp_path / 'sheet.png'}"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and error.count("\n") == 1
