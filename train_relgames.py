@@ -86,7 +86,7 @@ CODE = ("train_relgames.py", "data/relational_games.py", "data/npz.py")      # b
 PRESETS = {"wide": dict(d_model=144, d_ff=288, n_ra=0)}               # v3: a larger Transformer
 EASY, HARD = tuple(range(250, 2501, 250)), tuple(range(5000, 25001, 2500))             # the published training sizes
 SIZES = {"occurs": (250, 500, 1000), "same": (250, 500, 1000), "between": (250, 500, 1000), "xoccurs": (1000, 2500),
-         "match_pattern": (15000,)}                                   # without --sweep
+         "match_pattern": (25000,)}                                   # without --sweep
 
 
 def cells_of(argv):
