@@ -171,7 +171,8 @@ def report(path, paper):
     sprites, groups = rows[0]["sprites"], grouped(rows)
     if paper and sprites != "pentos":
         raise ValueError(f"--paper: the published models learned from pentos, these from {sprites}")
-    figures = {s: folder / ("learning_curves.png" if s == sprites else f"{s}.png") for s in SPRITES}
+    figures = {s: folder / ("learning_curves.png" if s == sprites else f"{s}.png") for s in SPRITES
+               if any(row[f"accuracy_{s}"] for row in rows)}
     for s, figure in figures.items():
         draw(groups, s, figure, paper)
     lines = table(groups, sprites)

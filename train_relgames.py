@@ -38,7 +38,7 @@ class Config(TransformerConfig):
     activation: Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu"] = "swiglu"   # of the MLP; see model.MLP
     dropout: float = 0.1                    # on attention, symbol retrieval, branches and embeddings; in training only
     position: Literal["learned", "sinusoidal", "rope"] = "learned"       # how patches know their place
-    final_norm: bool = False                # one more norm after the last block: with it DAT learns much more slowly
+    final_norm: bool = False                # one more norm after the last block; the published models had none
     symbols: Literal["symbolic", "relative", "positional"] = "positional"   # who is the sender? see symbols.py
     n_symbols: int = 9                      # symbolic: size of the library; as many as there are patches
     symmetric: bool = True                  # W_q_rel = W_k_rel; False: Figure 6

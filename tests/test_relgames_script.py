@@ -350,6 +350,15 @@ def test_the_difference_is_to_the_transformer_that_shares_all_but_heads():
                     "to Transformer 2+0, d_ff=300: +0.200 [+0.200, +0.200]")
 
 
+def test_sprites_that_were_not_tested_get_no_figure(tmp_path):
+    with open(tmp_path / "results.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, rows(lambda *a: 0.5)[0])
+        writer.writeheader()
+        writer.writerows(rows(lambda *a: 0.5))
+    learning_curves.report(tmp_path / "results.csv", paper=False)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"learning_curves.png", "hexos.png"}
+
+
 def test_models_that_differ_in_an_option_are_drawn_apart_and_baselines_are_not_told_by_relational_ones():
     both = rows(lambda *a: 0.5) + [{**row, "symmetric": "False"} for row in rows(lambda *a: 0.6) if row["n_ra"]]
     assert list(learning_curves.grouped(both)) == ["DAT 0+2, symmetric=True", "DAT 0+2, symmetric=False",
