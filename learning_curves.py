@@ -83,11 +83,15 @@ def draw(groups, sprites, path, paper):
     """One panel a task: the mean over seeds against training size, from three seeds on with its 95% band."""
     drawn = {task for group in groups.values() for task, _ in group}
     tasks = [task for task in TASKS + COLUMN_TASKS if task in drawn]
-    fig, axes = plt.subplots(1, len(tasks), figsize=(1.5 + 3.2 * len(tasks), 3.6), squeeze=False, sharey=True,
-                             layout="constrained")
+    width, longest = 1 + 3 * len(tasks), max(map(len, groups)) + len(", published")
+    columns = max(1, int(11 * width / longest))                       # of the legend, which stands below the panels
+    rows = -(-2 * len(groups) // columns)
+    fig, axes = plt.subplots(1, len(tasks), figsize=(max(width, longest / 10), 3.2 + 0.2 * rows), squeeze=False,
+                             sharey=True, layout="constrained")
+    colors = plt.cm.tab10.colors if len(groups) <= 10 else plt.cm.tab20.colors
     for ax, task in zip(axes[0], tasks):
         ax.axhline(0.5, color="grey", lw=0.5)                         # guessing
-        for color, (label, group) in zip(plt.cm.tab10.colors * len(groups), groups.items()):
+        for color, (label, group) in zip(colors * len(groups), groups.items()):
             sizes = sorted(size for t, size in group if t == task)
             points = {size: list(accuracies(group[task, size], sprites).values()) for size in sizes}
             points = {size: values for size, values in points.items() if values}
@@ -95,14 +99,16 @@ def draw(groups, sprites, path, paper):
             half = np.array([compare.half_interval(v) if len(v) >= 3 else 0.0 for v in points.values()])
             ax.plot(list(points), mean, "o-", ms=3, color=color, label=label)
             ax.fill_between(list(points), mean - half, mean + half, color=color, alpha=0.2, lw=0)
-        for color, (label, curve) in zip(plt.cm.tab10.colors, published(task, sprites).items() if paper else ()):
+            if len(points) == 1:                                      # of which no band can be seen
+                ax.errorbar(list(points), mean, half, fmt="none", ecolor=color, capsize=3)
+        for color, (label, curve) in zip(colors, published(task, sprites).items() if paper else ()):
             ours = [line.get_color() for line in ax.lines if line.get_label().split(",")[0] == label]
             ax.plot(*curve, "--", color=ours[0] if ours else color, lw=1, label=f"{label}, published")
         ax.set(title=task.replace("_", " "), xlabel="training images")
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel(f"test accuracy, {sprites}")
     handles = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels())}
-    fig.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
     fig.savefig(path, dpi=130)
     plt.close(fig)
 
