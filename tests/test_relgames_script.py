@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PolyCollection
 
 import learning_curves
 import sweep
@@ -376,7 +377,10 @@ def test_the_figure_shows_means_bands_and_the_published_curves(tmp_path, monkeyp
     x, y = lines["DAT 0+2, published"].get_data()
     assert (x[0], x[-1], len(x)) == (250, 2500, 10)
     assert y[0] == pytest.approx(0.632, abs=1e-3) and y[-1] == pytest.approx(0.931, abs=1e-3)
-    assert len(ax.collections) == 2 and "Transformer 2+0, published" in lines
+    bands = [one for one in ax.collections if isinstance(one, PolyCollection)]
+    half = 0.01 * 4.303 / 3 ** 0.5                                      # t s / sqrt(n) of accuracies 0.01 apart
+    assert np.ptp(bands[0].get_paths()[0].vertices[:, 1]) == pytest.approx(2 * half, rel=1e-3) and len(bands) == 2
+    assert "Transformer 2+0, published" in lines
     learning_curves.draw(groups, "pentos", tmp_path / "b.png", paper=False)
     assert not [line for line in figures[1].axes[0].lines if "published" in line.get_label()]
 
