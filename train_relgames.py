@@ -1,7 +1,7 @@
 """Relational Games: how many images does it take to learn a relation? Figure 2 of the paper, a Transformer against DAT.
 
-    python train_relgames.py                                    occurs, 250 to 1000 images: minutes on two cores
-    python train_relgames.py --task=match_pattern --seed=1,2    another task, at its own training sizes
+    python train_relgames.py                                    occurs, 250 to 1000 images: 3 minutes, two cores
+    python train_relgames.py --task=match_pattern --seed=1,2    another task, at its default sizes
     python train_relgames.py --sweep --paper                    the whole figure, the published curves behind ours
     python train_relgames.py --symmetric=True,False             Figure 6; --ra_type=rca: Figure 12; --preset=wide: v3
     python train_relgames.py --task=between --data=mini --test_size=1000     original images instead of drawn ones
@@ -51,7 +51,7 @@ class Config(TransformerConfig):
     data: str = "generated"                 # generated, mini (public samples, downloaded), or a folder of original ones
     test_data: str = ""                     # where the test images come from; default: as --data
     data_dir: str = "data/cache"            # where downloads are kept
-    alternative: bool = False               # the other way to draw the unpublished parts of xoccurs and match_pattern
+    alternative: bool = False               # xoccurs: also break both conditions; match_pattern: unrelated objects
     # how to train
     batch_size: int = 512                   # images in one step
     epochs: int = 50                        # passes through the training images

@@ -5,12 +5,12 @@
     python -m data.relational_games --data=mini                        # draws examples, ours beside original ones
 
 36 x 36 pixels, nine cells, at most one object in each: 3 x 3 blocks of 3 x 3 pixels. "The same" means the same blocks
-in the same colours; a rotated shape is another one. Two objects that are to differ are near misses: they differ in
-colour, in shape or in both, a third each.
+in the same colours; a rotated shape is another one. Two objects that must differ are near misses: they differ in
+colour, in shape or in both, a third each (stripes are any two different ones).
 
 Counted: hexos and stripes in the public files of two tasks, between and column patterns. Inferred, from a few images in
-the notebooks of papers: the pentos (how U lies in its cell; for P it is a guess) and their colours, and of the other
-tasks what is said at their functions. The full files want a log-in.
+the notebooks of papers: the pentos, whose files were not at hand (their colours, how U lies in its cell; for P it is a
+guess), and of the other tasks what is said at their functions. The full files want a log-in.
 """
 import difflib
 import hashlib
@@ -158,7 +158,7 @@ def match_pattern(s, rng, holds, alternative):
     """Do the rows on top and at the bottom have the same pattern of AAA, AAB, ABA, ABB, ABC?
 
     Not published: how often which pattern; here each equally often, and in false images any two that differ. Objects of
-    a row are near misses, as counted in column patterns. Alternative: they are unrelated, which is easier to learn.
+    a row are near misses, as counted in column patterns. Alternative: they are unrelated, which seems easier to learn.
     """
     n, patterns = len(holds), np.array(list(PATTERNS.values()))
     first = rng.integers(len(patterns), size=n)
