@@ -80,7 +80,7 @@ def accuracies(by_seed, sprites):
 
 
 def draw(groups, sprites, path, paper):
-    """One panel a task: the mean over seeds against training size, from three seeds on with its 95% band."""
+    """One panel a task: the mean over seeds against training size, from three on with its 95% band; dots are seeds."""
     drawn = {task for group in groups.values() for task, _ in group}
     tasks = [task for task in TASKS + COLUMN_TASKS if task in drawn]
     width, longest = 1 + 3 * len(tasks), max(map(len, groups)) + len(", published")
@@ -96,11 +96,13 @@ def draw(groups, sprites, path, paper):
             points = {size: list(accuracies(group[task, size], sprites).values()) for size in sizes}
             points = {size: values for size, values in points.items() if values}
             mean = np.array([np.mean(values) for values in points.values()])
-            half = np.array([compare.half_interval(v) if len(v) >= 3 else 0.0 for v in points.values()])
+            half = np.array([compare.half_interval(v) if len(v) >= 3 else np.nan for v in points.values()])
             ax.plot(list(points), mean, "o-", ms=3, color=color, label=label)
             ax.fill_between(list(points), mean - half, mean + half, color=color, alpha=0.2, lw=0)
-            if len(points) == 1:                                      # of which no band can be seen
+            if np.isfinite(half).sum() == 1:                          # of which no band can be seen
                 ax.errorbar(list(points), mean, half, fmt="none", ecolor=color, capsize=3)
+            for size, values in points.items():
+                ax.plot([size] * len(values), values, ".", ms=3, color=color, alpha=0.4)
         for color, (label, curve) in zip(colors, published(task, sprites).items() if paper else ()):
             ours = [line.get_color() for line in ax.lines if line.get_label().split(",")[0] == label]
             ax.plot(*curve, "--", color=ours[0] if ours else color, lw=1, label=f"{label}, published")
