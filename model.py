@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attention import Attention, Cache, rope_table
-from config import TransformerConfig, at_least                       # noqa: F401  (also found here)
+from config import TransformerConfig                                 # noqa: F401  (scripts find it here, too)
 from relational_attention import RelationalAttention, RelationalCrossAttention
 from symbols import PositionalSymbols, PositionRelativeSymbols, SymbolicAttention
 

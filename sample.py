@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 import training
+from config import TransformerConfig, at_least
 from data import text
-from model import LanguageModel, TransformerConfig, at_least
+from model import LanguageModel
 
 
 @dataclass

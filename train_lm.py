@@ -14,8 +14,9 @@ import torch
 
 import compare
 import training
+from config import TransformerConfig, at_least
 from data import text
-from model import LanguageModel, TransformerConfig, at_least
+from model import LanguageModel
 
 
 @dataclass

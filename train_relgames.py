@@ -23,9 +23,10 @@ from tqdm import tqdm
 import learning_curves
 import sweep
 import training
+from config import TransformerConfig, at_least
 from data import npz
 from data import relational_games as games
-from model import TransformerConfig, VisionTransformer, at_least
+from model import VisionTransformer
 
 
 @dataclass

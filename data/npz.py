@@ -30,11 +30,13 @@ def opened(path):
             yield archive
     except FileNotFoundError:
         raise ValueError(f"no file {path}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, NotImplementedError) as error:
+    # whatever zipfile, zlib and NumPy say of a damaged file; RuntimeError: encrypted, or of an unknown compression
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path} is cut, damaged or of another kind: {error}") from None
 
 
 def read_array(archive, name):
+    """One array of an open archive: uint8, of the shape it was stored in. ValueError for what is not 0 ... 255."""
     with archive.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

@@ -288,6 +288,14 @@ def test_missing_cut_and_damaged_files_are_clear_errors(original, tmp_path):
     path.write_bytes(b"<html>")
     with pytest.raises(ValueError, match="cut, damaged"):
         npz.fingerprint(path)
+    encrypted = bytearray(content)
+    for header in (b"PK\x03\x04", b"PK\x01\x02"):                     # the flag of encryption, in both directories
+        at = -1
+        while (at := encrypted.find(header, at + 1)) >= 0:
+            encrypted[at + (6 if header == b"PK\x03\x04" else 8)] |= 1
+    path.write_bytes(encrypted)
+    with pytest.raises(ValueError, match="cut, damaged or of another kind: .*encrypted"):
+        games.load_npz(path)
 
 
 def test_files_are_found_by_their_original_names(original, tmp_path):
