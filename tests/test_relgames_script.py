@@ -275,7 +275,9 @@ def alive(pid):
 def test_a_kill_loses_only_the_cells_in_flight_and_leaves_no_process_behind(run, tmp_path, how):
     command = ["--seed=1", "--n_ra=2,1", "--workers=2", "--train_size=20,400"]
     process = subprocess.Popen([sys.executable, "train_relgames.py", *TINY, f"--out_dir={tmp_path / 'out'}", *command,
-                                "--epochs=10"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                                "--epochs=10"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               # where the tests themselves run in the background, SIGINT is ignored and inherited so
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.time() + 100
     while not list((tmp_path / "out/cells").glob("*.json")) and time.time() < deadline:
         time.sleep(0.05)
