@@ -89,7 +89,7 @@ class Cache:
     """
 
     def __init__(self, max_len):
-        self.max_len, self.length, self.buffers = max_len, {}, {}
+        self.max_len, self.length, self.buffers, self.fixed = max_len, {}, {}, {}
 
     def append(self, name, new):
         """`new` (B, heads, T, width) joins what is kept under `name`; returns all of it, (B, heads, S, width)."""
@@ -99,6 +99,12 @@ class Cache:
         start, self.length[name] = self.length[name], self.length[name] + T
         self.buffers[name][:, :, start:start + T] = new
         return self.buffers[name][:, :, :start + T]
+
+    def once(self, name, make):
+        """What `make()` returned when `name` was first asked for: a context is read once, not for every new token."""
+        if name not in self.fixed:
+            self.fixed[name] = make()
+        return self.fixed[name]
 
     def __len__(self):
         return max(self.length.values(), default=0)
@@ -131,11 +137,17 @@ class Attention(nn.Module):
 
     def forward(self, x, context=None, *, causal=False, mask=None, rope=None, cache=None):
         """x (B, T, d_model), context (B, S, d_model) or None for x itself -> (B, T, n_heads * d_h)."""
-        context = x if context is None else context
+        def keys_and_values(y):
+            return split_heads(self.W_k(y), self.n_kv_heads, rope), split_heads(self.W_v(y), self.n_kv_heads)
+
         q = split_heads(self.W_q(x), self.n_heads, rope)               # (B, H, T, d_h)
-        k = split_heads(self.W_k(context), self.n_kv_heads, rope)      # (B, G, S, d_h)
-        v = split_heads(self.W_v(context), self.n_kv_heads)            # (B, G, S, d_h)
-        if cache is not None:
-            k, v = cache.append("k", k), cache.append("v", v)
+        if context is None:
+            k, v = keys_and_values(x)                                  # (B, G, S, d_h) each
+            if cache is not None:
+                k, v = cache.append("k", k), cache.append("v", v)
+        elif cache is not None:
+            k, v = cache.once("context", lambda: keys_and_values(context))
+        else:
+            k, v = keys_and_values(context)
         e = attend(q, k, v, causal=causal, mask=mask, dropout=self.dropout if self.training else 0.0)
         return self.W_o(merge_heads(e))

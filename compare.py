@@ -22,6 +22,10 @@ from matplotlib.ticker import EngFormatter, MaxNLocator              # noqa: E40
 T975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
         2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
 
+# what a run may measure on its validation data: name in the table, unit, and whether more is better
+METRICS = {"val_loss": ("validation loss", "nats per token", False), "char_accuracy": ("character accuracy", "", True),
+           "exact_match": ("exact match", "", True)}
+
 
 @dataclass
 class Options:
@@ -78,16 +82,32 @@ def labels(identities):
                        *(f"{name}={one[name]}" for name in differing if name in one)]) for one in identities]
 
 
+def metrics_of(runs):
+    """The METRICS that all of these runs have measured."""
+    return [name for name in METRICS if all(name in run["log"] for run in runs)]
+
+
+def unit_of(runs):
+    """What the runs counted besides steps: tokens, or problems. Their logs' second column."""
+    units = {list(run["log"])[1] for run in runs}
+    if len(units) > 1:
+        raise ValueError(f"these runs count {' and '.join(sorted(units))}: they cannot be compared")
+    return units.pop()
+
+
 def measured(run, column):
     """Row numbers of the log in which `column` was measured."""
     return np.flatnonzero(~np.isnan(run["log"][column]))
 
 
 def draw(groups, path):
-    """Training and validation loss against steps, tokens and seconds; bits per byte on the right-hand axis."""
-    xs = {"step": "step", "tokens": "tokens", "seconds": "seconds, without evaluation"}
-    ys = {"train_loss": "training loss, nats per token", "val_loss": "validation loss, nats per token"}
-    fig, axes = plt.subplots(len(ys), len(xs), figsize=(13, 7.5), sharey="row", layout="constrained")
+    """Training loss and what was validated against steps, tokens and seconds; bits per byte on the right-hand axis."""
+    all_runs = [run for runs in groups.values() for run in runs]
+    unit = unit_of(all_runs)
+    xs = {"step": "step", unit: unit, "seconds": "seconds, without evaluation"}
+    ys = {"train_loss": "training loss, nats per token",
+          **{name: ", ".join(filter(None, METRICS[name][:2])) for name in metrics_of(all_runs)}}
+    fig, axes = plt.subplots(len(ys), len(xs), figsize=(13, 3.75 * len(ys)), sharey="row", layout="constrained")
     for row, y in zip(axes, ys):
         for ax, x in zip(row, xs):
             for color, (label, runs) in zip(plt.cm.tab10.colors * len(groups), groups.items()):
@@ -97,8 +117,8 @@ def draw(groups, path):
             ax.xaxis.set_major_locator(MaxNLocator(5))
             ax.grid(alpha=0.3)
         row[0].set_ylabel(ys[y])
-        bytes_per_token = {r["facts"]["bytes_per_token"] for runs in groups.values() for r in runs}
-        if len(bytes_per_token) == 1:                                # else one axis cannot serve all curves
+        bytes_per_token = {run["facts"].get("bytes_per_token") for run in all_runs}
+        if len(bytes_per_token) == 1 and None not in bytes_per_token:      # else one axis cannot serve all curves
             nats = math.log(2) * bytes_per_token.pop()               # nats per token in one bit per byte
             right = row[-1].secondary_yaxis("right", functions=(lambda v: v / nats, lambda v: v * nats))
             right.set_ylabel("bits per byte")
@@ -123,44 +143,53 @@ def draw_group(ax, runs, x, y, color, label):
         ax.fill_between(X, Y.mean(0) - half, Y.mean(0) + half, color=color, alpha=0.2, lw=0)
 
 
-def final_loss(run):
-    """Validation loss of the last row that has one: the final step, not the best one."""
-    return run["log"]["val_loss"][measured(run, "val_loss")[-1]]
+def final(run, metric):
+    """The last row's value: that of the final step, not the best one."""
+    return run["log"][metric][measured(run, metric)[-1]]
 
 
 def table(groups):
     """Markdown: one row a group; and lines on what may be concluded."""
-    lines = ["| model | n_sa | n_ra | parameters | tokens/s | final step | validation loss | bits per byte | seeds |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    all_runs = [run for runs in groups.values() for run in runs]
+    metrics, unit = metrics_of(all_runs), unit_of(all_runs)
+    in_bits = all("bytes_per_token" in run["facts"] for run in all_runs)
+    head = ["model", "n_sa", "n_ra", "parameters", f"{unit}/s", "final step", *(METRICS[name][0] for name in metrics),
+            *(["bits per byte"] if in_bits else []), "seeds"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for label, runs in groups.items():
-        o, loss = runs[0]["options"], np.array([final_loss(r) for r in runs])
-        spread = f" ± {half_interval(loss):.4f}" if len(runs) >= 3 else ""
-        speed = np.mean([np.nanmedian(r["log"]["tokens_per_s"][1:]) for r in runs])
-        bits = loss.mean() / math.log(2) / runs[0]["facts"]["bytes_per_token"]
-        lines.append(f"| {label} | {o['n_heads'] - o['n_ra']} | {o['n_ra']} | {runs[0]['n_parameters']:,} | "
-                     f"{speed:,.0f} | {o['max_steps']} | {loss.mean():.4f}{spread} | {bits:.4f} | {len(runs)} |")
+        o, values = runs[0]["options"], {name: np.array([final(r, name) for r in runs]) for name in metrics}
+        speed = np.mean([np.nanmedian(r["log"][f"{unit}_per_s"][1:]) for r in runs])
+        cells = [label, o["n_heads"] - o["n_ra"], o["n_ra"], f"{runs[0]['n_parameters']:,}", f"{speed:,.0f}",
+                 o["max_steps"]]
+        cells += [f"{v.mean():.4f}" + (f" ± {half_interval(v):.4f}" if len(v) >= 3 else "") for v in values.values()]
+        if in_bits:
+            cells.append(f"{values['val_loss'].mean() / math.log(2) / runs[0]['facts']['bytes_per_token']:.4f}")
+        lines.append(f"| {' | '.join(map(str, [*cells, len(runs)]))} |")
     if any(len(runs) >= 3 for runs in groups.values()):
         lines += ["", "±: half the 95% Student-t interval of the mean over seeds."]
-    return "\n".join(lines + [""] + differences(groups))
+    # accuracies, where there are any, say what a loss says only to those who know it
+    chosen = [name for name in metrics if METRICS[name][2]] or metrics
+    return "\n".join(lines + [""] + [line for name in chosen for line in differences(groups, name)])
 
 
-def differences(groups):
+def differences(groups, metric):
     """DAT - Transformer, paired by seed: weights differ but data order and everything else agree within a pair."""
     lines = []
+    name, unit, more_is_better = METRICS[metric]
     transformers = {label: runs for label, runs in groups.items() if runs[0]["options"]["n_ra"] == 0}
     for label, runs in groups.items():
         for base_label, base in transformers.items():
-            mine, theirs = ({r["options"]["seed"]: final_loss(r) for r in rs} for rs in (runs, base))
+            mine, theirs = ({r["options"]["seed"]: final(r, metric) for r in rs} for rs in (runs, base))
             seeds = sorted(mine.keys() & theirs.keys())
             if label in transformers or not seeds or not comparable(runs[0], base[0]):
                 continue
             delta = np.array([mine[s] - theirs[s] for s in seeds])
-            text = f"{label} - {base_label}: {delta.mean():+.4f} nats per token"
+            text = f"{label} - {base_label}: {delta.mean():+.4f} {unit or name}"
             if len(seeds) < 3:
                 text += f" ({len(seeds)} seed{'s' * (len(seeds) > 1)}: too few to tell from noise; try --seed=1,2,3)"
             else:
                 low, high = delta.mean() - half_interval(delta), delta.mean() + half_interval(delta)
-                better = label if high < 0 else base_label
+                better = label if (low > 0) == more_is_better else base_label
                 verdict = "no difference" if low <= 0 <= high else f"{better} is better"
                 text += f", 95% interval {low:+.4f} to {high:+.4f} over {len(seeds)} paired seeds: {verdict}"
             lines.append(text)
@@ -180,8 +209,8 @@ def comparable(run, baseline):
         value == baseline["options"][name] for name, value in run["options"].items() if name not in ours)
 
 
-def report(folders, out_dir):
-    """Draws out_dir/curves.png, writes out_dir/table.md and prints it, from the logs in `folders`.
+def report(folders, out_dir, draw=draw):
+    """draw(groups, out_dir/curves.png); writes out_dir/table.md and prints it; all from the logs in `folders`.
 
     Unfinished runs are drawn, but stay out of the table: their last step is not the others'.
     """

@@ -1,4 +1,5 @@
 """Every choice that a model of this repository offers, each with a default; n_ra = 0 is the standard Transformer."""
+import difflib
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -45,8 +46,11 @@ class TransformerConfig:
     def __post_init__(self):
         """Raises ValueError, in one line for the reader, for what cannot be built."""
         for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(get_args(kind))}")
+            value, choices = getattr(self, name), get_args(kind)
+            if get_origin(kind) is Literal and value not in choices:
+                near = difflib.get_close_matches(str(value), choices, 1, cutoff=0.4)
+                raise ValueError(f"{name}={value!r}: choose from {', '.join(choices)}"
+                                 + (f"; did you mean {near[0]}?" if near else ""))
         at_least(self, n_ra=0, **{name: 1 for name in (
             "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "max_len", "n_symbols", "symbol_heads",
             "max_distance", "n_relations", "rel_proj_dim", "n_kv_heads")})

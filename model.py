@@ -5,6 +5,7 @@
     Stack               positions, symbols, L blocks and a norm: what stands between the embedding and the head
     LanguageModel       next-token prediction, generation with a KV cache
     VisionTransformer   images, cut into patches, to classes
+    Seq2SeqTransformer  a sequence to a sequence: encoder, and a decoder that looks at it
 
 n_ra = 0 is the standard Transformer: the same code, without a relational group and without symbols.
 """
@@ -117,10 +118,10 @@ class DecoderBlock(EncoderBlock):
         self.residual_cross = Residual(cfg)
         self.cross = Attention(cfg.d_model, cfg.n_heads, dropout=cfg.dropout, bias=cfg.bias)
 
-    def forward(self, x, symbols=None, *, context, context_mask=None, **how):
+    def forward(self, x, symbols=None, *, context, context_mask=None, cache=None, **how):
         """x (B, T, d_model), context (B, S, d_model), context_mask (B, S) -> (B, T, d_model)."""
-        x = self.residual_attention(x, lambda x: self.attention(x, symbols, **how))
-        x = self.residual_cross(x, lambda x: self.cross(x, context, mask=context_mask))
+        x = self.residual_attention(x, lambda x: self.attention(x, symbols, cache=cache, **how))
+        x = self.residual_cross(x, lambda x: self.cross(x, context, mask=context_mask, cache=cache))
         return self.residual_mlp(x, self.mlp)
 
 
@@ -195,6 +196,17 @@ def init_weights(model, n_layers):
     for name, p in model.named_parameters():
         if name.endswith(("W_o.weight", "W_2.weight")):
             nn.init.normal_(p, std=0.02 / (2 * n_layers) ** 0.5)
+
+
+def init_xavier(model, d_model):
+    """Vaswani et al.'s: uniform of variance 2 / (fan in + fan out), biases 0; embeddings N(0, 1/d_model)."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=d_model ** -0.5)
 
 
 class LanguageModel(nn.Module):
@@ -296,3 +308,63 @@ class VisionTransformer(nn.Module):
         x = self.stack(x)
         logits = self.head(x[:, 0] if self.pool == "cls" else x.mean(1))           # (B, n_classes)
         return logits, None if targets is None else F.cross_entropy(logits, targets)
+
+
+class Seq2SeqTransformer(nn.Module):
+    """Reads a question and writes its answer: an encoder, and a causal decoder that looks at what the encoder made of it.
+
+    cfg describes both; the decoder may have its own number of blocks and of relational heads. Both name senders out of
+    one library of symbols. Token 0 is padding, at the end of questions and answers: nobody attends to it.
+    """
+
+    def __init__(self, cfg, *, n_layers_decoder=None, n_ra_decoder=None):
+        super().__init__()
+        self.cfg = cfg
+        n_ra = cfg.n_ra if n_ra_decoder is None else n_ra_decoder
+        self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)
+        self.encoder = Stack(cfg)
+        self.decoder = Stack(replace(cfg, n_layers=n_layers_decoder or cfg.n_layers, n_ra=n_ra), DecoderBlock)
+        if cfg.n_ra and n_ra:
+            self.decoder.symbols = self.encoder.symbols
+        self.head = nn.Linear(cfg.d_model, cfg.vocab_size)
+        init_xavier(self, cfg.d_model)
+        if cfg.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, questions, answers, targets=None):
+        """questions (B, S), answers (B, T) -> logits (B, T, vocab_size) of each answer's next token.
+
+        Given targets (B, T), also their mean cross-entropy in nats; those of 0 do not count.
+        """
+        logits = self.decode(answers, *self.encode(questions))                     # (B, T, vocab_size)
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=0)
+
+    def encode(self, questions):
+        """(B, S) -> the context (B, S, d_model), and where it is not padding (B, S)."""
+        mask = questions != 0
+        return self.encoder(self.embedding(questions), mask=mask), mask
+
+    def decode(self, answers, context, mask, caches=None):
+        """(B, T) -> logits (B, T, vocab_size). Padding comes after an answer, so causality alone hides it."""
+        y = self.decoder(self.embedding(answers), causal=True, context=context, context_mask=mask, caches=caches)
+        return self.head(y)
+
+    @torch.no_grad()
+    def generate(self, questions, max_new_tokens, *, start, end, use_cache=True):
+        """The likeliest token after `start`, then after that, up to `end`: (B, at most max_new_tokens), padded by 0."""
+        was_training = self.training
+        self.eval()
+        context, mask = self.encode(questions)
+        caches = [Cache(self.cfg.max_len) for _ in self.decoder.blocks] if use_cache else None
+        answers = questions.new_full((len(questions), 1), start)
+        ended = torch.zeros(len(questions), 1, dtype=torch.bool, device=questions.device)
+        for _ in range(max_new_tokens):
+            logits = self.decode(answers[:, -1:] if use_cache else answers, context, mask, caches)
+            token = sample(logits[:, -1], temperature=0, top_k=None).masked_fill(ended, 0)              # (B, 1)
+            answers, ended = torch.cat([answers, token], dim=1), ended | (token == end)
+            if ended.all():
+                break
+        self.train(was_training)
+        return answers[:, 1:]

@@ -28,7 +28,7 @@ from options import agreed, fail, one_line_errors, parse_options, start      # n
 
 # options of relational heads and symbols: without such heads they mean nothing
 RELATIONAL = ("symbols", "n_symbols", "symbol_heads", "trainable_symbols", "max_distance", "shared_symbols",
-              "n_relations", "rel_proj_dim", "symmetric", "rel_activation", "ra_type", "share_qk")
+              "n_relations", "rel_proj_dim", "symmetric", "rel_activation", "ra_type", "share_qk", "n_ra_decoder")
 
 
 def with_baselines(configs, count_parameters):
@@ -108,7 +108,7 @@ def reseed(seed, step):
 ROOT = Path(__file__).parent
 CODE = ("attention.py", "relational_attention.py", "symbols.py", "config.py", "model.py", "training.py")
 NOT_COMPARED = ("device", "out_dir", "data_dir", "resume", "baseline", "match_params",
-                "workers", "sweep", "paper")                          # where and whether, not what
+                "workers", "sweep", "paper", "test_data")             # where and whether, not what
 NOT_NAMED = ("n_heads", "n_ra", "seed", "eval_every", "log_every", *NOT_COMPARED)   # said otherwise, or not worth it
 
 
@@ -163,13 +163,14 @@ class Run:
 
     code: the files besides model and toolbox on which its result depends (the script, its data's file).
     facts: what else defines the run (the data's size and SHA-256), kept in config.json and compared for reuse.
-    tokens_per_step: for the log; metrics: the columns that `validated` fills, the first decides which is best.pt.
+    per_step: tokens (or what `unit` says) in a step, for the log.
+    metrics: the columns that `validated` fills; the first, a loss, decides which checkpoint is best.pt.
     """
 
-    def __init__(self, cfg, code, facts, tokens_per_step, metrics=("val_loss",)):
+    def __init__(self, cfg, code, facts, per_step, metrics=("val_loss",), unit="tokens"):
         self.cfg, self.folder = cfg, Path(cfg.out_dir) / run_name(cfg)
-        self.tokens_per_step, self.metrics = tokens_per_step, metrics
-        self.columns = ["step", "tokens", "train_loss", *metrics, "lr", "tokens_per_s", "seconds"]
+        self.per_step, self.metrics, self.unit = per_step, metrics, unit
+        self.columns = ["step", unit, "train_loss", *metrics, "lr", f"{unit}_per_s", "seconds"]
         self.record = {"options": asdict(cfg), "facts": facts, "code": code_hash(code),
                        "command": shlex.join(["python", *sys.argv]), "torch": torch.__version__, "finished": False}
         self.step, self.seconds, self.best, self.losses, self.row_seconds = 0, 0.0, math.inf, [], 0.0
@@ -319,10 +320,11 @@ class Run:
     def log(self, **metrics):
         """One row: the mean training loss since the last one, speed without evaluation, and the metrics if measured."""
         seconds = self.seconds - self.row_seconds
-        speed = len(self.losses) * self.tokens_per_step / seconds if seconds else 0.0
+        speed = len(self.losses) * self.per_step / seconds if seconds else 0.0
         train_loss = sum(self.losses) / len(self.losses) if self.losses else ""
-        row = {"step": self.step, "tokens": self.step * self.tokens_per_step, "train_loss": train_loss, **metrics,
-               "lr": self.lr if self.step else "", "tokens_per_s": round(speed), "seconds": round(self.seconds, 3)}
+        row = {"step": self.step, self.unit: self.step * self.per_step, "train_loss": train_loss, **metrics,
+               "lr": self.lr if self.step else "", f"{self.unit}_per_s": round(speed),
+               "seconds": round(self.seconds, 3)}
         with open(self.folder / "log.csv", "a", newline="") as f:
             csv.DictWriter(f, self.columns).writerow(row)
         self.losses, self.row_seconds = [], self.seconds
@@ -333,8 +335,8 @@ class Run:
         shown = {"train_loss": train_loss, **metrics} if train_loss != "" else metrics
         text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         if train_loss != "":
-            self.bar.set_postfix_str(f"train_loss {train_loss:.4f}  {speed:,.0f} tokens/s")
+            self.bar.set_postfix_str(f"train_loss {train_loss:.4f}  {speed:,.0f} {self.unit}/s")
         if self.bar.disable or metrics:
             left = (self.cfg.max_steps - self.step) * self.seconds / self.step if self.step else 0
             self.bar.write(f"step {self.step:>{len(str(self.cfg.max_steps))}}/{self.cfg.max_steps}  {text}"
-                           + (f"  {speed:,.0f} tokens/s  {left:.0f} s left" if self.step else ""))
+                           + (f"  {speed:,.0f} {self.unit}/s  {left:.0f} s left" if self.step else ""))

@@ -6,6 +6,7 @@
 Hosts of datasets are slow, cut connections and answer 503 with an HTML page; readers press Ctrl-C; eight processes of
 one job want the same file. So bytes gather in `<path>.part`, where every further attempt, or run, goes on, and a file
 gets its real name only when it is whole: whatever has its real name can be trusted.
+A few files out of an archive that is too large to keep: data/stream.py, which uses what has no underscore here.
 """
 import errno
 import gzip
@@ -38,11 +39,11 @@ class DownloadError(OSError):
     """One line for the reader: which file, from where, what went wrong, and the way round."""
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """Asking again would not help."""
 
 
-class _TryAgain(Exception):
+class TryAgain(Exception):
     """Asking again may help."""
 
 
@@ -59,14 +60,14 @@ def download(url, path, *, size=None, sha256=None, check=None, retries=5, backof
     """
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    with _explained(f"could not download {path} from {url}", path.parent, f"fetch it by hand and put it at {path}"):
+    with explained(f"could not download {path} from {url}", path.parent, f"fetch it by hand and put it at {path}"):
         if path.exists():
             return path
-        with _locked(path.parent):
+        with locked(path.parent):
             if path.exists():                  # fetched by the process we waited for
                 return path
             if not sys.stderr.isatty():        # on a terminal the bar says it
-                _say(f"downloading {path} from {url}")
+                say(f"downloading {path} from {url}")
             provable = not (size is None and sha256 is None and check is None)
             _fetch(url, part, size=size, provable=provable, retries=retries, backoff=backoff, timeout=timeout)
             _verify(part, size, sha256, check)
@@ -76,52 +77,65 @@ def download(url, path, *, size=None, sha256=None, check=None, retries=5, backof
 
 def _fetch(url, part, *, size, provable, retries, backoff, timeout):
     """Attempt after attempt until `part` is whole."""
-    farthest, failures = _length(part), 0
+    patience = Patience(part.stem, _length(part), retries, backoff)
     while True:
         try:
             return _attempt(url, part, size=size, provable=provable, timeout=timeout)
-        except _TryAgain as fault:
-            # New ground starts the count afresh. It must be new: a server that sends everything from the start each
-            # time, and cuts it at the same place each time, would keep us here for ever.
-            failures = 1 if _length(part) > farthest else failures + 1
-            farthest = max(farthest, _length(part))
-            if failures > retries:
-                raise _Refused(f"{fault} (attempts in vain: {failures})") from None
-            pause = backoff * 2 ** (failures - 1)
-            _say(f"{part.stem}: {fault}; trying again in {pause:g} s")
-            time.sleep(pause)
+        except TryAgain as fault:
+            patience.pause(fault, _length(part))
+
+
+class Patience:
+    """Counts the attempts in vain for the file `name`, of which the first `farthest` bytes are there already."""
+
+    def __init__(self, name, farthest, retries, backoff):
+        self.name, self.farthest, self.retries, self.backoff, self.failures = name, farthest, retries, backoff, 0
+
+    def pause(self, fault, have):
+        """After an attempt that ended in `fault` with `have` bytes there; raises Refused if it was one too many."""
+        # New ground starts the count afresh. It must be new: a server that sends everything from the start each
+        # time, and cuts it at the same place each time, would keep us here for ever.
+        self.failures = 1 if have > self.farthest else self.failures + 1
+        self.farthest = max(self.farthest, have)
+        if self.failures > self.retries:
+            raise Refused(f"{fault} (attempts in vain: {self.failures})") from None
+        pause = self.backoff * 2 ** (self.failures - 1)
+        say(f"{self.name}: {fault}; trying again in {pause:g} s")
+        time.sleep(pause)
 
 
 def _attempt(url, part, *, size, provable, timeout):
-    """One request, for what `part` still lacks. Returns if `part` is whole then; else raises _TryAgain or _Refused."""
+    """One request, for what `part` still lacks. Returns if `part` is whole then; else raises TryAgain or Refused."""
     have = _length(part)
     if have and have == size:
         return
-    headers = {"Accept-Encoding": "identity"}  # lengths and ranges of a compressed answer count other bytes
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        # a file that changed since our bytes came must not become their second half: 412 then
-        headers["If-Unmodified-Since"] = formatdate(part.stat().st_mtime, usegmt=True)
-    try:
-        response = requests.get(url, headers=headers, stream=True, timeout=timeout)
-    except (requests.ConnectionError, requests.Timeout) as fault:
-        raise _TryAgain(f"no answer ({_shortly(fault)})") from None
-    except requests.RequestException as fault:
-        raise _Refused(fault) from None
-    with response:
+    with request(url, have, part.stat().st_mtime if have else None, timeout) as response:
         status, content_range = response.status_code, response.headers.get("Content-Range", "")
         if have and status == 416 and content_range == f"bytes */{have}":
             return                             # nothing lies beyond our bytes
         if have and status in (412, 416):
             part.unlink()
-            raise _TryAgain("the .part was not of this file, and was removed")
-        start, total = _promise(response, have)
-        if None not in (size, total) and size != total:
-            raise _Refused(f"the server's file has {total:,} bytes, not {size:,}")
+            raise TryAgain("the .part was not of this file, and was removed")
+        start, total = promise(response, have, size)
         if not provable and (total is None or "Content-Encoding" in response.headers):
-            raise _Refused("the server does not tell the file's length, and without size, sha256 or check nobody "
-                           "would notice a cut")
+            raise Refused("the server does not tell the file's length, and without size, sha256 or check nobody "
+                          "would notice a cut")
         _receive(response, part, start=start, total=size if total is None else total)
+
+
+def request(url, have, since, timeout):
+    """Asks for the file's bytes from `have` on, the earlier ones having come in the second `since`: the answer."""
+    headers = {"Accept-Encoding": "identity"}  # lengths and ranges of a compressed answer count other bytes
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        # a file that changed since our bytes came must not become their second half: 412 then
+        headers["If-Unmodified-Since"] = formatdate(since, usegmt=True)
+    try:
+        return requests.get(url, headers=headers, stream=True, timeout=timeout)
+    except (requests.ConnectionError, requests.Timeout) as fault:
+        raise TryAgain(f"no answer ({_shortly(fault)})") from None
+    except requests.RequestException as fault:
+        raise Refused(fault) from None
 
 
 def _shortly(fault):
@@ -131,31 +145,35 @@ def _shortly(fault):
     return str(inner).rsplit(": ", 1)[-1]
 
 
-def _promise(response, have):
-    """What an answer announces: its first byte's place in the file, and the file's length (None: it does not say)."""
+def promise(response, have, size):
+    """What an answer announces: its first byte's place in the file, and the file's length (None: it does not say).
+
+    have: the bytes there already, for which it was not asked; size: the length it must announce, None if any will do
+    """
     status = response.status_code
     if status == 429 or status >= 500:
-        raise _TryAgain(f"the server answered {status} {response.reason}")
+        raise TryAgain(f"the server answered {status} {response.reason}")
     if status not in (200, 206):
-        raise _Refused(f"the server answered {status} {response.reason}")
+        raise Refused(f"the server answered {status} {response.reason}")
     if response.headers.get("Content-Type", "").lower().startswith("text/html"):
-        raise _Refused("the server sent an HTML page instead")
+        raise Refused("the server sent an HTML page instead")
     if status == 200:                          # everything from the start, even if we asked for the tail only
-        length = response.headers.get("Content-Length", "")
-        return 0, int(length) if length.isdigit() else None
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-    if not found or int(found[1]) != have:
-        raise _TryAgain("the server sent another range than it was asked for")
-    return have, None if found[2] == "*" else int(found[2])
+        start, total = 0, response.headers.get("Content-Length", "")
+    else:
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if not found or int(found[1]) != have:
+            raise TryAgain("the server sent another range than it was asked for")
+        start, total = have, found[2]
+    total = int(total) if total.isdigit() else None
+    if None not in (size, total) and size != total:
+        raise Refused(f"the server's file has {total:,} bytes, not {size:,}")
+    return start, total
 
 
 def _receive(response, part, *, start, total):
     """The body goes into `part` from byte `start` on; total: length of the whole file, None if nobody knows."""
-    blocks = _blocks(response)
-    block = next(blocks, b"")
-    # Looked at before `part` is opened for writing: a log-in page must not wipe out a good .part.
-    if start == 0 and re.match(rb"\s*<(!doctype\s+html|html|head)\b", block, re.IGNORECASE):
-        raise _Refused("the server sent an HTML page instead")
+    blocks = blocks_of(response, start)
+    block = next(blocks, b"")                  # before `part` is opened: a log-in page must not wipe out a good .part
     got = start
     bar = tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None)
     with bar, open(part, "ab" if start else "wb") as file:
@@ -165,20 +183,24 @@ def _receive(response, part, *, start, total):
             bar.update(len(block))
             block = next(blocks, b"")
     if total is not None and got != total:
-        raise _TryAgain(f"{got:,} of {total:,} bytes came")
+        raise TryAgain(f"{got:,} of {total:,} bytes came")
 
 
-def _blocks(response):
+def blocks_of(response, start):
     """The body as it is on the wire; response.iter_content() would decompress it behind our back."""
+    first = start == 0
     try:
         while block := response.raw.read(CHUNK, decode_content=False):
+            if first and re.match(rb"\s*<(!doctype\s+html|html|head)\b", block, re.IGNORECASE):
+                raise Refused("the server sent an HTML page instead")
+            first = False
             yield block
     except HTTPError as fault:
-        raise _TryAgain(fault.args[0]) from None  # "Connection broken: IncompleteRead(...)", "Read timed out."
+        raise TryAgain(fault.args[0]) from None  # "Connection broken: IncompleteRead(...)", "Read timed out."
 
 
 def _verify(part, size, sha256, check):
-    """Removes `part` and raises _Refused unless it is what was promised."""
+    """Removes `part` and raises Refused unless it is what was promised."""
     try:
         if size is not None and _length(part) != size:
             raise ValueError(f"it has {_length(part):,} bytes, not {size:,}")
@@ -193,7 +215,7 @@ def _verify(part, size, sha256, check):
             check(part)
     except ValueError as fault:
         part.unlink()
-        raise _Refused(f"what came is not the right file, and was removed: {fault}") from None
+        raise Refused(f"what came is not the right file, and was removed: {fault}") from None
 
 
 def extract(archive, folder, *, wanted=None) -> Path:
@@ -206,14 +228,14 @@ def extract(archive, folder, *, wanted=None) -> Path:
     """
     archive, folder = Path(archive), Path(folder)
     part = folder.with_name(folder.name + ".part")
-    with _explained(f"could not unpack {archive} into {folder}", folder.parent,
+    with explained(f"could not unpack {archive} into {folder}", folder.parent,
                     f"delete {archive} to have it fetched again"):
         if folder.exists():
             return folder
-        with _locked(folder.parent):
+        with locked(folder.parent):
             if folder.exists():                # unpacked by the process we waited for
                 return folder
-            _say(f"unpacking {archive} into {folder}")
+            say(f"unpacking {archive} into {folder}")
             shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
             try:
                 _unpack(archive, part, wanted)
@@ -225,7 +247,7 @@ def extract(archive, folder, *, wanted=None) -> Path:
 
 def _unpack(archive, folder, wanted):
     if not hasattr(tarfile, "data_filter"):
-        raise _Refused(f"Python {sys.version.split()[0]} cannot unpack safely; 3.10.12, 3.11.4 and 3.12 can")
+        raise Refused(f"Python {sys.version.split()[0]} cannot unpack safely; 3.10.12, 3.11.4 and 3.12 can")
     folder.mkdir()
     missing = set(wanted or ())
     with tarfile.open(archive) as tar:
@@ -236,25 +258,25 @@ def _unpack(archive, folder, wanted):
             # The filter refuses paths that lead outside. Two things we refuse ourselves: /etc/x, which it would turn
             # into etc/x, and links, which no dataset here needs and which all the holes found in it went through.
             if member.name.startswith(("/", "\\")) or not (member.isfile() or member.isdir()):
-                raise _Refused(f"its member {member.name!r} is absolute, or neither a file nor a folder")
+                raise Refused(f"its member {member.name!r} is absolute, or neither a file nor a folder")
             tar.extract(member, folder, filter="data")
         # An archive ends in two blocks of zeros. tarfile stops at the first, but at a cut or damaged header too, in
         # silence: so the second must be there. Reading on to the end makes gzip compare its checksum.
         if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise _Refused("the archive is cut or damaged")
+            raise Refused("the archive is cut or damaged")
         while tar.fileobj.read(CHUNK):
             pass
     if missing:
-        raise _Refused(f"it has no member {', '.join(sorted(missing))}")
+        raise Refused(f"it has no member {', '.join(sorted(missing))}")
 
 
 @contextmanager
-def _explained(what, folder, way_round):
+def explained(what, folder, way_round):
     """Turns whatever goes wrong inside into one DownloadError of one line."""
     try:
         yield
         return
-    except _Refused as fault:
+    except Refused as fault:
         why = fault
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as fault:
         why = f"the archive is cut, damaged or unsafe ({fault})"
@@ -269,12 +291,12 @@ def _explained(what, folder, way_round):
 
 
 @contextmanager
-def _locked(folder):
+def locked(folder):
     """One process at a time in `folder`. The operating system keeps the lock, and drops it when the process dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as file:  # never deleted: those who wait for it would wait for nothing
         if not try_lock(file):
-            _say(f"waiting for another process that is at work in {folder}")
+            say(f"waiting for another process that is at work in {folder}")
             while not try_lock(file):
                 time.sleep(0.2)
         yield
@@ -296,5 +318,5 @@ def _length(file):
     return file.stat().st_size if file.exists() else 0
 
 
-def _say(words):
-    print(words, file=sys.stderr, flush=True)
+def say(words):
+    tqdm.write(words, file=sys.stderr)         # like print, but above a bar and not through it

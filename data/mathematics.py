@@ -1,0 +1,193 @@
+"""Questions and answers of the Mathematics benchmark (Saxton et al., 2019): generated, or read from its own files.
+
+    python -m data.mathematics                             examples of every module and level
+    python -m data.mathematics --compare=FOLDER            generated questions beside the files in FOLDER
+
+generate() makes them by the benchmark's rules (questions.py). A question belongs to validation if and only if a hash of
+what it asks says so, whatever its words and letters: training and validation are disjoint by construction.
+Tokens are characters; questions have at most 160 of them, answers 30.
+"""
+import hashlib
+import math
+import re
+from functools import lru_cache
+from itertools import chain, groupby, permutations, product
+from pathlib import Path
+
+import torch
+
+from data.algebra import Dice
+from data.questions import QUESTIONS
+from data.stream import stream_members
+
+MODULES = tuple(QUESTIONS)
+LEVELS = ("easy", "medium", "hard")
+LONGEST_QUESTION, LONGEST_ANSWER = 160, 30
+
+# ---- generating ------------------------------------------------------------------------------------------------------
+
+
+def generate(module, level, n, seed, split="train"):
+    """n (question, answer) strings, a function of the arguments alone. split: "train" or "val".
+
+    Levels cut the benchmark's range of entropies, 3 to 10, in three: numbers are chosen among 10^3 ... 10^10.
+    """
+    for name, value, allowed in (("module", module, MODULES), ("level", level, LEVELS), ("split", split, ("train", "val"))):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}: choose from {', '.join(allowed)}")
+    dice = Dice(f"{module} {level} {split} {seed}")
+    low = 3 + 7 / 3 * LEVELS.index(level)
+    pairs = []
+    while len(pairs) < n:
+        question, answer = QUESTIONS[module](dice, dice.uniform(low, low + 7 / 3))
+        if len(question) <= LONGEST_QUESTION and len(answer) <= LONGEST_ANSWER and split_of(question) == split:
+            pairs.append((question, answer))
+    return pairs
+
+
+def split_of(question):
+    """"val" for a tenth of all problems, chosen by a hash; "train" for the others."""
+    return "train" if int.from_bytes(hashlib.sha256(canonical(question).encode()).digest()[:8], "big") % 10 else "val"
+
+
+DERIVATIVE = re.compile(r"(?:(?:Find|What is) the (?:(\w+) )?derivative of|Differentiate) "
+                        r"(.+?)(?: (?:wrt|with respect to) (\w))?[.?]")
+WORDING = re.compile(r"What (is|comes)|next|the|term|in|Calculate|Give|Determine|[?:.]")
+
+
+def canonical(question):
+    """What is asked: without its wording, the order of its sentences and the names of its letters."""
+    if derivative := DERIVATIVE.fullmatch(question):
+        order, function, x = derivative.groups()
+        letters = sorted(set(re.findall("[a-z]", function)))
+        terms = [re.split(r"(?<!\*)\*(?!\*)", term) for term in function.replace("- ", "-").replace("+ ", "").split()]
+
+        def renamed(names):
+            new = dict(zip(letters, names))
+            return (new.get(x or letters[0], "") if letters else "", *sorted(
+                "*".join(sorted(re.sub("[a-z]", lambda m: new[m[0]], factor) for factor in term)) for term in terms))
+        return f"{order or 'first'} {min(renamed(names) for names in permutations('abcd'[:len(letters)]))}"
+    *story, ask = re.split(r"(?<=[.?]) ", question)
+
+    def nameless(sentence):
+        return re.sub(r"\b[a-z]\b", "x", sentence)
+
+    def renamed(order):
+        new = {}
+        text = " ".join([*chain(*order), WORDING.sub("", ask)])
+        return " ".join(re.sub(r"\b[a-z]\b", lambda m: new.setdefault(m[0], f"{len(new)}'"), text).split())
+    groups = groupby(sorted(story, key=nameless), key=nameless)      # alike but for their letters: try every order
+    return min(renamed(order) for order in product(*(list(permutations(group)) for _, group in groups)))
+
+
+# ---- the published files ---------------------------------------------------------------------------------------------
+
+ARCHIVE = dict(url="https://storage.googleapis.com/mathematics-dataset/mathematics_dataset-v1.0.tar.gz",
+               size=2_333_082_954, sha256="def638343403cb9ed60437d6b684c859dd23b72779f5cc5661b0a31e67c58576")
+TESTS = ("interpolate", "extrapolate")                               # the paper's five modules have no file in the second
+
+
+def fetch(data_dir, modules):
+    """The folder with the published files of these modules, which are picked out of the archive as it arrives."""
+    top = Path(data_dir) / "mathematics_dataset-v1.0"
+    names = [f"{folder}/{module}.txt" for module in modules
+             for folder in (*(f"train-{level}" for level in LEVELS), "interpolate")]
+    stream_members(wanted={f"{top.name}/{name}": top / name for name in names}, **ARCHIVE)
+    return top
+
+
+def read_pairs(path):
+    """(question, answer) strings of one published file, which alternate in its lines. ValueError says what is wrong."""
+    if not path.exists():
+        raise ValueError(f"no file {path}: give a folder laid out as the archive, train-easy/{MODULES[0]}.txt and so on")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if not lines or len(lines) % 2:
+        raise ValueError(f"{path}: {len(lines)} lines, but questions and answers should alternate")
+    for number, text in enumerate(lines, 1):
+        kind, longest = ("an answer", LONGEST_ANSWER) if number % 2 == 0 else ("a question", LONGEST_QUESTION)
+        if not 0 < len(text) <= longest:
+            raise ValueError(f"{path}, line {number}: {kind} has 1 to {longest} characters, not {len(text)}")
+        if foreign := re.search("[^ -~]", text):
+            raise ValueError(f"{path}, line {number}: {foreign[0]!r} is not in the vocabulary of printable ASCII")
+    return list(zip(lines[0::2], lines[1::2]))
+
+
+# ---- characters as tokens --------------------------------------------------------------------------------------------
+
+PAD, START, END = 0, 1, 2
+VOCAB_SIZE = 3 + 95                         # and the printable characters of ASCII: " " is token 3, "~" is 97
+TO_TOKENS = bytes(max(0, code - 29) for code in range(256))
+
+
+def tokens(pairs):
+    """-> questions (n, 160) and answers (n, 32), uint8: an answer stands between START and END; padding comes last."""
+    def table(rows, width):
+        return torch.frombuffer(bytearray(b"".join(row.ljust(width, b"\0") for row in rows)),
+                                dtype=torch.uint8).view(-1, width)
+
+    coded = [[text.encode("ascii").translate(TO_TOKENS) for text in column] for column in zip(*pairs)]
+    answers = [bytes([START]) + answer + bytes([END]) for answer in coded[1]]
+    return table(coded[0], LONGEST_QUESTION), table(answers, LONGEST_ANSWER + 2)
+
+
+def text(row):
+    """What a row of tokens says: its characters up to END."""
+    row = row.tolist()
+    row = row[:row.index(END)] if END in row else row
+    return "".join(chr(token + 29) for token in row if token > END)
+
+
+def batch(problems, rows):
+    """Questions (B, S), inputs (B, T) and targets (B, T), the inputs one further, as long as the longest of these rows."""
+    questions, answers = (table[rows].long() for table in problems)
+    questions, answers = (table[:, :(table != PAD).sum(1).max()] for table in (questions, answers))
+    return questions, answers[:, :-1], answers[:, 1:]
+
+
+def sentences(pairs):
+    """The sentences of all questions with their mathematics cut out: "Let _ be _." and so on."""
+    for question, _ in pairs:
+        for sentence in re.split(r"(?<=[.?]) ", question):
+            ending = sentence[-1]
+            words = [word if re.fullmatch(r"[A-Za-z]{2,}:?|=", word) else "_," if word.endswith(",") else "_"
+                     for word in sentence[:-1].split()]
+            if len(sentence) > 1 and "," in sentence and "Suppose" not in words:
+                words = [word.rstrip(",") for word in words]           # a sequence
+            yield re.sub(r"_( _)+", "_", " ".join(words)) + ending
+
+
+# ---- a module's data -------------------------------------------------------------------------------------------------
+
+@lru_cache(maxsize=1)                       # one module at a time, for the runs that follow each other on it
+def load(data, module, level, train_size, val_size):
+    """-> training problems, {level: validation problems}, and facts about them; problems are what tokens() returns.
+
+    data: "generated", or a folder laid out as the archive. There, too, validation takes the problems that the hash says.
+    """
+    train, val = [], {}
+    for one in LEVELS if level == "all" else (level,):
+        if data == "generated":
+            train += generate(module, one, math.ceil(train_size / (len(LEVELS) if level == "all" else 1)), seed=0)
+            val[one] = generate(module, one, val_size, seed=0, split="val")
+        else:
+            pairs = read_pairs(Path(data) / f"train-{one}" / f"{module}.txt")
+            train += [pair for pair in pairs if split_of(pair[0]) == "train"]
+            val[one] = [pair for pair in pairs if split_of(pair[0]) == "val"][:val_size]
+        if not (train and val[one]):
+            raise ValueError(f"{data}: too few {one} questions of {module} to hold a tenth out for validation")
+    train, val = tokens(train), {one: tokens(pairs) for one, pairs in val.items()}
+    digest = hashlib.sha256()
+    for table in (*train, *(table for problems in val.values() for table in problems)):
+        digest.update(table.numpy().tobytes())
+    return train, val, {"data": data if data == "generated" else Path(data).name, "sha256": digest.hexdigest(),
+                        "training_pairs": len(train[0])}
+
+
+def tests(folder, module, training_too=False):
+    """{name: problems} of a module's test files in a folder laid out as the archive, and on demand its training files."""
+    names = [f"train-{level}" for level in LEVELS] * training_too + list(TESTS)
+    paths = {name: Path(folder) / name / f"{module}.txt" for name in names}
+    found = {name: tokens(read_pairs(path)) for name, path in paths.items() if path.exists()}
+    if training_too and not found:
+        raise ValueError(f"no {module}.txt in {', '.join(names)} of {folder}")
+    return found

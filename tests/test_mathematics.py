@@ -1,0 +1,308 @@
+"""Generated mathematics: every answer right, training and validation apart, and like the benchmark's own questions."""
+import hashlib
+import itertools
+import math
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import sympy
+import torch
+from solver import solve
+
+from data import algebra, mathematics
+from data.algebra import Dice, Expression, written
+from data.mathematics import END, LEVELS, MODULES, PAD, START, canonical, generate, split_of
+
+ROOT = Path(__file__).parent.parent
+REAL = Path(os.environ.get("DAT_TEST_DATA", "/nowhere")) / "data/mathematics"
+real_data = pytest.mark.skipif(not REAL.exists(), reason="DAT_TEST_DATA is not set")
+GRID = list(itertools.product(MODULES, LEVELS))
+
+
+# ---- right answers ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("module, level", GRID)
+def test_every_answer_is_right(module, level):
+    """2,000 problems, solved from their text by a program that shares no line with the generator (solver.py)."""
+    pairs = generate(module, level, 2000, seed=1)
+    assert [(q, a) for q, a in pairs if solve(module, q) != a] == []
+    assert all(len(q) <= 160 and len(a) <= 30 for q, a in pairs)
+    assert len(set(pairs)) > 1500
+
+
+@real_data
+@pytest.mark.parametrize("module, level", GRID)
+def test_the_solver_of_these_tests_is_right_on_the_benchmarks_own_problems(module, level):
+    for question, answer in mathematics.read_pairs(REAL / f"train-{level}/{module}.txt"):
+        assert solve(module, question) == answer
+
+
+def test_the_solver_is_right_on_some_of_the_benchmarks_problems():
+    for module, question, answer in [
+            ("algebra__linear_1d", "Solve -822*d = -815*d - 28 for d.", "4"),
+            ("algebra__sequence_next_term", "What comes next: 15, -3, -41, -105, -201, -335, -513, -741?", "-1025"),
+            ("calculus__differentiate", "What is the derivative of -2*j**2*v - 2*j**2 - 2*j*t**2*v + 6*j*t + 3*t**2*v"
+             " - t**2 + 21*t - 25 wrt j?", "-4*j*v - 4*j - 2*t**2*v + 6*t"),
+            ("polynomials__add", "Let w(t) = -t**2 + 6*t + 9. Let y be w(7). Let q(l) = 3*l**3 + l**2 - 1 - 2*l**y +"
+             " 2*l**3 - 4*l**3. Let z(u) = u**2 + 3. Give -2*q(k) - z(k).", "-2*k**3 + k**2 - 1"),
+            ("polynomials__expand", "Expand (17*x + 16*x + 23*x - x**2)*(-x - 1 + 1).", "x**3 - 56*x**2")]:
+        assert solve(module, question) == answer
+
+
+def test_polynomials_are_written_as_sympy_writes_them():
+    dice = random.Random(0)
+    for _ in range(400):
+        variables = dice.sample("abcdfghxyz", dice.randint(1, 3))
+        grid = {tuple(dice.randint(0, 3) for _ in variables): dice.choice([-2, -1, 0, 1, 3, Fraction(-5, 2), Fraction(1, 3)])
+                for _ in range(dice.randint(0, 4))}
+        symbols = sympy.symbols(variables)
+        expression = sympy.Add(*(sympy.Rational(c.numerator, c.denominator) * math.prod(
+            x ** n for x, n in zip(symbols, powers)) for powers, c in grid.items()))
+        assert written(grid, variables) == str(expression)
+
+
+def test_expressions_are_written_as_they_were_built():
+    E = Expression
+    assert str(E("/", E("-", 1, 0), E("/", -3, 9))) == "(1 - 0)/((-3)/9)"
+    assert str(E("+", 2, -3)) == "2 + -3" and str(E("-", -3, -2)) == "-3 - -2"
+    assert str(E("-", E("-", 1, 2), E("-", 3, E("+", 4, 5)))) == "1 - 2 - (3 - (4 + 5))"
+    assert str(E("+", E("+", 1, E("negative", "x")), E("negative", E("+", 2, E("negative", 3))))) == "1 - x - 2 + 3"
+    assert str(E("*", E("+", "x", 1), E("*", -2, "y"), Fraction(1, 2))) == "(x + 1)*-2*y*1/2"
+    assert str(E("*", E("-", 1, 2), E("**", "x", 3))) == "(1 - 2)*x**3"
+    assert str(E("negative", 0)) == "-0"
+    e = E("+", E("*", 3, E("**", "x", 2)), "x", 5)
+    assert [c.parts[0] for c in e.constants()] == [3, 2, 5]
+    e.constants()[1].parts = ("n",)
+    assert str(e) == "3*x**n + x + 5"
+
+
+def test_dice_keep_their_promises():
+    dice = Dice(0)
+    for _ in range(500):
+        a, b = (dice.integer(dice.uniform(0, 2), min_abs=1) for _ in "ab")
+        c, t = dice.randint(-9, 9) * math.gcd(a, b), dice.randint(-5, 5)
+        x, y = algebra.bezout(a, b, c, t)
+        assert a * x + b * y == c
+        n = dice.integer(2, signed=False, min_abs=2, coprime_to=30)
+        assert 2 <= n and math.gcd(n, 30) == 1
+        left, right = dice.split_factors(c)
+        assert left * right == c
+        total, count = dice.randint(0, 7), dice.randint(1, 5)
+        parts = dice.parts(total, count)
+        assert len(parts) == count and sum(parts) == total and min(parts) >= 0
+        summands = dice.summands(c, count, 2.0)
+        assert len(summands) == count and sum(summands) == c
+        weights = [dice.choice([-1, 0, 1, 3]) for _ in range(count)]
+        shares = dice.shares(5.0, weights)
+        assert all((s > 0) == (w > 0) for s, w in zip(shares, weights))
+        assert not any(shares) or math.isclose(sum(shares), 5)
+        values = [1, *(dice.choice([0, 2]) for _ in range(count))]
+        counts = dice.term_counts(len(values) + 2, values)
+        assert sum(counts) == len(values) + 2
+        assert all(n >= 1 if v else n != 1 for n, v in zip(counts, values))
+    assert all(math.prod(p ** n for p, n in algebra.factors(k).items()) == k for k in [-12, -1, 1, 7, 360, 10007 ** 2])
+    for entropy in (1, 3):                                            # 10^entropy possibilities around 0
+        drawn = {dice.integer(entropy) for _ in range(20_000)}
+        assert drawn == set(range(-10 ** entropy // 2, 10 ** entropy // 2 + 1))
+
+
+# ---- splits ----------------------------------------------------------------------------------------------------------
+
+def test_a_set_is_a_function_of_its_arguments_on_every_machine():
+    pairs = generate("polynomials__add", "hard", 50, seed=4)
+    assert pairs == generate("polynomials__add", "hard", 60, seed=4)[:50]
+    for other in [("polynomials__add", "easy", 50, 4), ("polynomials__add", "hard", 50, 5),
+                  ("polynomials__add", "hard", 50, 4, "val"), ("polynomials__expand", "hard", 50, 4)]:
+        assert not set(pairs) & set(generate(*other))
+    code = "from data.mathematics import *; print(repr([generate(m, 'hard', 50, 4) for m in MODULES]))"
+    texts = {subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+                            env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in "01"}
+    assert texts == {repr([generate(m, "hard", 50, 4) for m in MODULES]) + "\n"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_validation_problem_occurs_in_training_whatever_its_words_and_letters(module):
+    train = [question for level in LEVELS for question, _ in generate(module, level, 3000, seed=1)]
+    val = [question for level in LEVELS for question, _ in generate(module, level, 300, seed=1, split="val")]
+    assert not {canonical(q) for q in train} & {canonical(q) for q in val}
+    assert not set(train) & set(val)
+    dice = random.Random(0)
+    for question in val:
+        letters = sorted(set(re.findall(r"\b[a-z]\b", question)))
+        new = dict(zip(letters, dice.sample("abcdfghijklmnopqrstuvwxyz", len(letters))))
+        renamed = re.sub(r"\b[a-z]\b", lambda m: new[m[0]], question)
+        assert split_of(renamed) == "val"
+        *story, ask = re.split(r"(?<=[.?]) ", renamed)
+        assert split_of(" ".join([*dice.sample(story, len(story)), ask])) == "val"
+
+
+@pytest.mark.parametrize("module, level", GRID)
+def test_a_tenth_of_the_problems_is_for_validation(module, level):
+    dice, low = Dice(2), 3 + 7 / 3 * LEVELS.index(level)
+    problems = {canonical(mathematics.QUESTIONS[module](dice, dice.uniform(low, low + 7 / 3))[0]): None for _ in range(2000)}
+    n = sum(int(hashlib.sha256(problem.encode()).hexdigest()[:16], 16) % 10 == 0 for problem in problems)
+    assert abs(n - len(problems) / 10) < 5 * (0.09 * len(problems)) ** 0.5
+    assert len(problems) > 700                                        # different problems stay different
+
+
+def test_one_problem_in_other_words_is_the_same_problem():
+    for same in [
+            ("What is next in 3, 5, 7?", "What comes next: 3, 5, 7?", "What is the next term in 3, 5, 7?"),
+            ("Differentiate 3*x**2 + x.", "What is the derivative of 3*y**2 + y?", "Find the first derivative of x + 3*x**2.",
+             "Differentiate 3*x**2 + x with respect to x.", "What is the first derivative of 3*x**2 + x wrt x?"),
+            # the same polynomial in other letters, which SymPy then writes in another order
+            ("Differentiate 2*a**2*b + a*b**3 - 5*b wrt b.", "Differentiate a**3*b + 2*a*b**2 - 5*a wrt a.",
+             "Differentiate 2*c**2*w + c*w**3 - 5*w with respect to w."),
+            ("Let f(x) = 2*x. Let g(y) = 3*y. What is f(z) + 2*g(z)?", "Let g(y) = 3*y. Let f(x) = 2*x. Give f(z) + 2*g(z).",
+             "Let k(a) = 2*a. Let b(c) = 3*c. Calculate k(d) + 2*b(d).")]:
+        assert len({canonical(question) for question in same}) == 1
+    different = ["What is next in 3, 5, 7?", "What is next in 3, 5, 7, 9?", "What is next in 3, 5, -7?",
+                 "Differentiate a**2*b wrt a.", "Differentiate a**2*b wrt b.", "Find the second derivative of a**2*b wrt a.",
+                 "Differentiate a**2*b + 1 wrt a.", "Find the third derivative of a**2*b wrt a.", "Differentiate a.",
+                 "Solve 2*x = 4 for x.", "Solve 4 = 2*x for x.", "Solve 2*x = -4 for x.", "Expand 2*x*(1 + x).",
+                 "Let f(x) = 2*x. Let g(y) = 3*y. What is f(z) + 2*g(z)?", "Let f(x) = 2*x. Let g(y) = 3*y. What is g(z) + 2*f(z)?",
+                 "Let f(x) be the first derivative of 2*x. What is f(z) + f(z)?",
+                 "Let f(x) be the second derivative of 2*x. What is f(z) + f(z)?"]
+    assert len({canonical(question) for question in different}) == len(different)
+
+
+def test_what_cannot_be_generated_is_refused():
+    for wrong in [("algebra__linear", "easy", 1, 0), ("algebra__linear_1d", "simple", 1, 0),
+                  ("algebra__linear_1d", "easy", 1, 0, "test")]:
+        with pytest.raises(ValueError, match="choose from"):
+            generate(*wrong)
+
+
+# ---- like the real ones ----------------------------------------------------------------------------------------------
+
+@real_data
+@pytest.mark.parametrize("module, level", GRID)
+def test_questions_are_like_the_benchmarks(module, level):
+    """Lengths, digits, brackets, minus signs and zeros within 4 standard errors, and the same sentences."""
+    real, ours = mathematics.read_pairs(REAL / f"train-{level}/{module}.txt"), generate(module, level, 2000, seed=1)
+    for measure in (lambda q, a: len(q), lambda q, a: len(a), lambda q, a: sum(map(str.isdigit, q)),
+                    lambda q, a: q.count("-"), lambda q, a: q.count("("), lambda q, a: len(re.findall(r"\b0\b", q)),
+                    lambda q, a: len(q) ** 2, lambda q, a: len(set(re.findall(r"\b[a-z]\b", q)))):
+        x, y = ([measure(*pair) for pair in pairs] for pairs in (real, ours))
+        error = (statistics.variance(x) / len(x) + statistics.variance(y) / len(y)) ** 0.5
+        assert abs(statistics.mean(x) - statistics.mean(y)) <= 4 * error
+    x, y = (Counter(mathematics.sentences(pairs)) for pairs in (real, ours))
+    assert x.keys() <= y.keys() | {s for s in x if x[s] < 3}
+    for sentence in x | y:
+        p = (x[sentence] + y[sentence]) / (len(real) + len(ours))     # per question
+        assert abs(x[sentence] / len(real) - y[sentence] / len(ours)) < 4.5 * (p * (1 / len(real) + 1 / len(ours))) ** 0.5
+
+
+def test_numbers_grow_with_the_level():
+    for module in MODULES:
+        digits = [statistics.mean(len(max(re.findall(r"\d+", q), key=len)) for q, _ in generate(module, level, 500, seed=1))
+                  for level in LEVELS]
+        assert digits[0] < digits[1] < digits[2]
+
+
+def test_every_way_to_define_something_occurs():
+    text = " ".join(q for level in LEVELS for q, _ in generate("polynomials__add", level, 3000, seed=1))
+    for pattern in [r"Suppose [^,.]+\.", r"Suppose [^,.]+, [^,.]+\.", r"Let [a-z] = -?\d+ [-+] -?\d+\.", r"Let [a-z] be \(",
+                    r"Let [a-z] be [a-z]\(-?\d+\)\.", r"be the third derivative of", r"be the \w+ derivative of [a-z]\(",
+                    r"Let [a-z]\([a-z]\) = -?(\d+\*)?[a-z]\([a-z]\) [-+]", r"\*\*[a-z]", r"[a-z]\*[a-z]\([a-z]\) [-+]",
+                    r" [-+] 0\b", r"-0\b"]:
+        assert re.search(pattern, text), pattern
+
+
+# ---- tokens ----------------------------------------------------------------------------------------------------------
+
+def test_tokens_say_what_the_text_says():
+    pairs = [("Solve 2*x = 4 for x.", "2"), ("".join(map(chr, range(32, 127))), "-3*z**2 + ~"), ("a" * 160, "b" * 30)]
+    questions, answers = mathematics.tokens(pairs)
+    assert questions.dtype == answers.dtype == torch.uint8
+    assert questions.shape == (3, 160) and answers.shape == (3, 32) and answers.max() < mathematics.VOCAB_SIZE
+    assert [mathematics.text(row) for row in questions] == [question for question, _ in pairs]
+    assert [mathematics.text(row) for row in answers] == [answer for _, answer in pairs]
+    assert sorted(set(questions[1].tolist())) == [PAD, *range(3, mathematics.VOCAB_SIZE)]
+    q, x, y = mathematics.batch((questions, answers), torch.tensor([1, 0]))
+    assert q.dtype == torch.int64 and q.shape == (2, 95) and x.shape == y.shape == (2, 12)
+    assert x[:, 0].tolist() == [START] * 2 and x[0, 1:].tolist() == y[0, :-1].tolist() and y[0, -1] == END
+    assert y[1].tolist()[:3] == [ord("2") - 29, END, PAD] and q[1, 20:].eq(PAD).all() and q[1, 19] != PAD
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder as the archive lays it out, of generated problems."""
+    for level in LEVELS:
+        write(tmp_path / f"train-{level}/polynomials__expand.txt", generate("polynomials__expand", level, 60, seed=7)
+              + generate("polynomials__expand", level, 9, seed=7, split="val"))
+    write(tmp_path / "interpolate/polynomials__expand.txt", [("Expand x*x.", "x**2")])
+    return tmp_path
+
+
+def write(path, pairs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{question}\n{answer}\n" for question, answer in pairs))
+
+
+def test_a_folder_is_split_by_the_same_rule_and_tested_on_its_own_files(folder):
+    train, val, facts = mathematics.load(str(folder), "polynomials__expand", "all", 5, 7)
+    assert len(train[0]) == 3 * 60 == facts["training_pairs"] and [len(v[0]) for v in val.values()] == [7, 7, 7]
+    assert all(split_of(mathematics.text(row)) == "train" for row in train[0])
+    assert all(split_of(mathematics.text(row)) == "val" for problems in val.values() for row in problems[0])
+    easy, _, other = mathematics.load(str(folder), "polynomials__expand", "easy", 5, 7)
+    assert len(easy[0]) == 60 and other["sha256"] != facts["sha256"]
+    tests = mathematics.tests(folder, "polynomials__expand")
+    assert list(tests) == ["interpolate"] and mathematics.text(tests["interpolate"][0][0]) == "Expand x*x."
+    assert list(mathematics.tests(folder, "polynomials__expand", training_too=True)) == [
+        "train-easy", "train-medium", "train-hard", "interpolate"]
+    assert mathematics.tests(folder, "polynomials__add") == {}
+
+
+def test_generated_data_is_what_generate_says():
+    train, val, _ = mathematics.load("generated", "algebra__linear_1d", "all", 30, 4)
+    assert [mathematics.text(row) for row in train[0]] == [
+        q for level in LEVELS for q, _ in generate("algebra__linear_1d", level, 10, seed=0)]
+    assert {level: [mathematics.text(row) for row in v[1]] for level, v in val.items()} == {
+        level: [a for _, a in generate("algebra__linear_1d", level, 4, seed=0, split="val")] for level in LEVELS}
+
+
+@pytest.mark.parametrize("content, words", [
+    ("Expand x*x.\nx**2\nExpand 2.\n", "3 lines, but questions and answers should alternate"),
+    ("", "0 lines"),
+    ("Expand x*x.\n\n", "line 2: an answer has 1 to 30 characters, not 0"),
+    ("Expand x.\nx\n" + "Expand " + "x + " * 50 + "x.\n51*x\n", "line 3: a question has 1 to 160 characters, not 209"),
+    ("Expand x.\n" + "x" * 31 + "\n", "line 2: an answer has 1 to 30 characters, not 31"),
+    ("Expand x·x.\nx**2\n", "line 1: '·' is not in the vocabulary"),
+    ("Expand x.\n\tx\n", r"line 2: '\\t' is not in the vocabulary")])
+def test_a_file_that_is_not_the_benchmarks_is_refused_with_its_line(folder, content, words):
+    path = folder / "train-medium/polynomials__expand.txt"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=words) as error:
+        mathematics.load(str(folder), "polynomials__expand", "all", 5, 8)
+    assert "train-medium/polynomials__expand.txt" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_without_the_module_is_refused(folder):
+    with pytest.raises(ValueError, match="no file .*train-easy/polynomials__add.txt"):
+        mathematics.load(str(folder), "polynomials__add", "all", 5, 5)
+    with pytest.raises(ValueError, match="no polynomials__add.txt"):
+        mathematics.tests(folder, "polynomials__add", training_too=True)
+    write(folder / "train-easy/polynomials__expand.txt", generate("polynomials__expand", "easy", 9, seed=1))
+    with pytest.raises(ValueError, match="too few easy questions"):
+        mathematics.load(str(folder), "polynomials__expand", "easy", 5, 5)
+
+
+def test_the_archive_is_asked_for_the_wanted_modules_files_only(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(mathematics, "stream_members", lambda **arguments: asked.update(arguments))
+    top = mathematics.fetch(tmp_path, ["polynomials__expand"])
+    assert top == tmp_path / "mathematics_dataset-v1.0"
+    assert asked.pop("wanted") == {f"mathematics_dataset-v1.0/{name}/polynomials__expand.txt": top / name / "polynomials__expand.txt"
+                                   for name in ("train-easy", "train-medium", "train-hard", "interpolate")}
+    assert asked["size"] == 2333082954 and len(asked["sha256"]) == 64 and asked["url"].endswith("-v1.0.tar.gz")
