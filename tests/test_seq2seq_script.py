@@ -1,0 +1,253 @@
+"""train_seq2seq.py as a user meets it."""
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import compare
+import train_seq2seq
+import training
+from data import mathematics
+from data.mathematics import END, MODULES, PAD, START
+from train_seq2seq import PRESETS, Config, evaluate, make_model
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--d_model=16", "--d_ff=16", "--n_layers=1", "--n_heads=2", "--n_ra=1", "--batch_size=4", "--train_size=30",
+        "--val_size=6", "--warmup_steps=2", "--max_steps=8", "--eval_every=4", "--log_every=2", "--device=cpu"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def few_scored(monkeypatch):
+    monkeypatch.setattr(train_seq2seq, "SCORED", 20)
+
+
+def rows_of(path):
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def trained(cfg):
+    """The model of a run of its own, and its problems."""
+    folder, = (p.parent for p in Path(cfg.out_dir).glob("*/last.pt"))
+    model = make_model(cfg)
+    model.load_state_dict(training.load_checkpoint(folder / "last.pt")["model"])
+    return model, mathematics.load(cfg.data, cfg.module, cfg.level, cfg.train_size, cfg.val_size)
+
+
+# ---- what is measured ------------------------------------------------------------------------------------------------
+
+def test_problems_learned_by_heart_are_solved(tmp_path, capsys):
+    args = [*TINY, "--d_model=32", "--d_ff=64", "--max_steps=150", "--eval_every=150", "--learning_rate=5e-3", "--train_size=6",
+            "--batch_size=6", "--baseline=False", f"--out_dir={tmp_path}"]
+    train_seq2seq.main(args)
+    model, (problems, _, _) = trained(*training.parse_options(Config, PRESETS, args))
+    scores = evaluate(model, problems, CPU, torch.float32)
+    assert scores["char_accuracy"] == scores["exact_match"] == 1 and scores["val_loss"] < 0.3
+    capsys.readouterr()
+    train_seq2seq.show_answers(model, problems, CPU)
+    assert capsys.readouterr().out.count("   right") == 3
+
+
+def test_the_figures_are_those_of_a_loop_over_single_problems():
+    torch.manual_seed(0)
+    model = make_model(Config(d_model=16, d_ff=16, n_heads=2, n_ra=1))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(3)
+    pairs = mathematics.generate("polynomials__expand", "easy", 12, seed=1)
+    problems = mathematics.tokens(pairs)
+    losses, right = [], []
+    model.eval()
+    answered = []
+    for question, answer in pairs:
+        q = torch.tensor([[ord(c) - 29 for c in question]])
+        a = torch.tensor([[START, *(ord(c) - 29 for c in answer), END]])
+        logits = model(q, a[:, :-1])[0][0]
+        losses += F.cross_entropy(logits, a[0, 1:], reduction="none").tolist()
+        right += (logits.argmax(-1) == a[0, 1:]).tolist()
+        answered.append(mathematics.text(model.generate(q, 31, start=START, end=END)[0]))
+    for batch_size in (1, 5, 256):
+        scores = evaluate(model, problems, CPU, torch.float32, batch_size)
+        assert scores["val_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+        assert scores["char_accuracy"] == sum(right) / len(right)
+        assert scores["exact_match"] == 0
+    assert model.training                                             # as for training
+    # the model's own answers, taken for the truth, are all right: up to an END that it may never write
+    own = mathematics.tokens([(question, text[:30]) for (question, _), text in zip(pairs, answered)])
+    wrote_end = [len(text) <= 30 for text in answered]
+    assert evaluate(model, own, CPU, torch.float32)["exact_match"] == sum(wrote_end) / len(pairs)
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+def test_a_plain_run_trains_both_scores_them_and_is_reused(tmp_path, capsys):
+    args = [*TINY, f"--out_dir={tmp_path}"]
+    train_seq2seq.main(args)
+    shown = capsys.readouterr().out
+    folders = sorted(p.parent for p in tmp_path.glob("*/config.json"))
+    assert [f.name[:13] for f in folders] == ["sa1_ra1_seed1", "sa2_ra0_seed1"]
+    for folder in folders:
+        assert {p.name for p in folder.iterdir()} == {"config.json", "log.csv", "best.pt", "last.pt", "scores.csv"}
+        rows = rows_of(folder / "log.csv")
+        assert list(rows[0]) == ["step", "problems", "train_loss", "val_loss", "char_accuracy", "exact_match", "lr",
+                                 "problems_per_s", "seconds"]
+        assert [(r["step"], r["problems"], bool(r["exact_match"])) for r in rows] == [
+            ("0", "0", True), ("2", "8", False), ("4", "16", True), ("6", "24", False), ("8", "32", True)]
+        score, = rows_of(folder / "scores.csv")
+        assert score["problems"] == "validation, easy" and score["n"] == "20" and 0 < float(score["val_loss"]) < 6
+        curve = [r for r in rows_of(tmp_path / "curves.csv") if r["n_ra"] == folder.name[6]]
+        assert [(r["step"], r["char_accuracy"]) for r in curve] == [
+            (r["step"], f"{float(r['char_accuracy']):.5f}") for r in rows if r["char_accuracy"]]
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert "| character accuracy | exact match | seeds |" in shown and "problems/s" in shown
+    assert shown.count("wrong: ") + shown.count("   right") >= 6
+    stamps = [p.stat().st_mtime_ns for f in folders for p in (f / "last.pt", f / "scores.csv")]
+    train_seq2seq.main(args)
+    assert capsys.readouterr().out.count(": reused") == 2
+    assert [p.stat().st_mtime_ns for f in folders for p in (f / "last.pt", f / "scores.csv")] == stamps
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    args = [*TINY, "--dropout=0.1", "--baseline=False"]
+    train_seq2seq.main([*args, f"--out_dir={tmp_path / 'whole'}"])
+    calls = []
+
+    def once_too_often(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return torch_batch(*arguments, **named)
+    torch_batch = mathematics.batch
+    with monkeypatch.context() as m:
+        m.setattr(mathematics, "batch", once_too_often)
+        with pytest.raises(KeyboardInterrupt):
+            train_seq2seq.main([*args, f"--out_dir={tmp_path / 'cut'}"])
+    train_seq2seq.main([*args, f"--out_dir={tmp_path / 'cut'}", "--resume"])
+    (whole,), (cut,) = ([p.parent for p in (tmp_path / name).glob("*/last.pt")] for name in ("whole", "cut"))
+    weights, resumed = (torch.load(f / "last.pt", weights_only=True)["model"] for f in (whole, cut))
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    clocks = ("problems_per_s", "seconds")
+    rows, resumed = ([{k: v for k, v in row.items() if k not in clocks} for row in rows_of(f / "log.csv")] for f in (whole, cut))
+    assert rows == resumed
+
+
+def test_several_modules_are_drawn_side_by_side(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(train_seq2seq.plt, "close", figures.append)
+    args = [*TINY, f"--out_dir={tmp_path}", "--max_steps=2", "--eval_every=2", "--paper", "--train_size=6", "--val_size=2"]
+    train_seq2seq.main([*args, "--module=all", "--n_ra_decoder=1,0"])
+    assert len(list(tmp_path.glob("*/last.pt"))) == 5 * 3              # two DATs, and one Transformer for both
+    axes = figures[-1].axes
+    panels, published = axes[:10], axes[10:]
+    assert [ax.get_title() for ax in panels[:5]] == list(MODULES)
+    assert all(len(ax.lines) == 3 for ax in panels) and len(published) == 5
+    assert all([len(line.get_xdata()) for line in ax.lines] == [20] * 3 for ax in published)
+    labels = {line.get_label() for line in panels[0].lines}
+    assert labels == {"DAT 1+1, n_ra_decoder=1", "DAT 1+1, n_ra_decoder=0", "Transformer 2+0"}
+    colors = {line.get_label(): line.get_color() for line in panels[0].lines}
+    assert len(set(colors.values())) == 3
+    assert {row["module"] for row in rows_of(tmp_path / "curves.csv")} == set(MODULES)
+    figures.clear()
+    compare.main([f"--runs={tmp_path}"])                              # the general figure, from the logs alone
+    assert "| character accuracy | exact match |" in (tmp_path / "table.md").read_text()
+
+
+def test_files_are_learned_from_and_tested_on(tmp_path, capsys):
+    data = tmp_path / "mine"
+    for level in mathematics.LEVELS:
+        write(data / f"train-{level}/polynomials__add.txt", mathematics.generate("polynomials__add", level, 30, seed=5)
+              + mathematics.generate("polynomials__add", level, 5, seed=5, split="val"))
+    write(data / "interpolate/polynomials__add.txt", mathematics.generate("polynomials__add", "hard", 7, seed=6))
+    args = [*TINY, "--module=polynomials__add", "--level=all", "--max_steps=2", "--baseline=False", f"--out_dir={tmp_path / 'out'}"]
+    train_seq2seq.main([*args, f"--data={data}"])
+    scores, = (tmp_path / "out").glob("*/scores.csv")
+    assert [(row["problems"], row["n"]) for row in rows_of(scores)] == [
+        ("validation, easy", "5"), ("validation, medium", "5"), ("validation, hard", "5"), ("interpolate", "7")]
+    train_seq2seq.main([*args, f"--test_data={data}"])                 # generated; then scored on the files, too
+    scores, = set((tmp_path / "out").glob("*/scores.csv")) - {scores}
+    names = [row["problems"] for row in rows_of(scores)]
+    assert names[3:] == [f"mine/{name}" for name in ("train-easy", "train-medium", "train-hard", "interpolate")]
+    assert [row["n"] for row in rows_of(scores)] == ["20"] * 3 + ["35"] * 3 + ["7"]
+
+
+def write(path, pairs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{question}\n{answer}\n" for question, answer in pairs))
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+def test_presets_are_the_papers_three_models():
+    models = {}
+    for name in PRESETS:
+        cfg, = training.parse_options(Config, PRESETS, [f"--preset={name}"])
+        assert (cfg.data, cfg.learning_rate, cfg.beta2, cfg.weight_decay, cfg.schedule, cfg.warmup_steps) == (
+            "archive", 6e-4, 0.995, 0, "constant", 0)
+        assert (cfg.d_model, cfg.d_ff, cfg.norm_first, cfg.activation, cfg.dropout) == (128, 256, False, "relu", 0.1)
+        assert cfg.max_steps * cfg.batch_size == 50 * 2_000_000 and not cfg.baseline
+        models[name] = make_model(cfg)
+    heads = {name: [(len(stack.blocks), block.attention.sensory.n_heads, getattr(block.attention.relational, "n_heads", 0))
+                    for stack in (m.encoder, m.decoder) for block in stack.blocks[:1]] for name, m in models.items()}
+    assert heads == {"transformer": [(2, 8, 0), (2, 8, 0)], "config1": [(2, 4, 4), (2, 8, 0)], "config2": [(2, 4, 4), (2, 4, 4)]}
+    assert all(block.cross.n_heads == 8 for m in models.values() for block in m.decoder.blocks)
+
+
+def test_one_transformer_is_the_baseline_of_both_configurations():
+    configs = training.parse_options(Config, PRESETS, ["--n_ra_decoder=4,0"])
+    runs = training.with_baselines(configs, train_seq2seq.count_parameters)
+    assert [(cfg.n_ra, cfg.n_ra_decoder) for cfg in runs] == [(4, 4), (0, None), (4, 0)]
+    matched, = training.with_baselines(training.parse_options(Config, PRESETS, ["--match_params"]),
+                                       train_seq2seq.count_parameters)[1:]
+    assert abs(train_seq2seq.count_parameters(matched) / train_seq2seq.count_parameters(Config()) - 1) < 0.01
+
+
+@pytest.mark.parametrize("wrong, words", [
+    ("--module=algebra__linear1d", "did you mean algebra__linear_1d"),
+    ("--n_ra_decoder=9", "only n_heads=8 heads"),
+    ("--n_ra=0 --n_ra_decoder=2", "n_ra_decoder=2 with n_ra=0"),
+    ("--max_len=100", "its longest question has 160"),
+    ("--vocab_size=5", "the data's characters are 98"),
+    ("--beta2=1", "must be below 1"),
+    ("--train_size=0", "train_size=0: must be at least 1"),
+    ("--data=nowhere", "no file nowhere/train-easy/algebra__sequence_next_term.txt"),
+    ("--test_data=nowhere", "no algebra__sequence_next_term.txt in train-easy"),
+    ("--modul=x", "did you mean --module"),
+    ("--device=abacus", "device=abacus cannot be used here")])
+def test_wrong_input_is_one_clear_line(wrong, words, capsys, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        train_seq2seq.main([*wrong.split(), f"--out_dir={tmp_path / 'out'}"])
+    assert error.value.code == 2 and not (tmp_path / "out").exists()
+    message = capsys.readouterr().err
+    assert words in message and message.count("\n") == 1
+
+
+def test_the_archive_that_cannot_be_had_is_one_line_and_leaves_nothing(tmp_path):
+    """The real address stands in the module; here nobody listens there."""
+    code = ("from data import mathematics, stream; from functools import partial; import train_seq2seq, training, sys;"
+            "mathematics.ARCHIVE['url'] = 'http://127.0.0.1:9/a.tar.gz';"
+            "mathematics.stream_members = partial(stream.stream_members, retries=0);"
+            f"sys.argv = ['train_seq2seq.py', '--data=archive', '--data_dir={tmp_path}']; training.start(train_seq2seq.main)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(r"could not read .*train-easy/algebra__sequence_next_term.txt", done.stderr.splitlines()[-1])
+    assert not list(tmp_path.rglob("*.txt*"))
+
+
+def test_the_published_curves_end_where_the_paper_says():
+    rows = rows_of(train_seq2seq.PUBLISHED)
+    last = {(row["module"], row["model"]): round(float(row["accuracy"]), 3) for row in rows if row["epoch"] == "99"}
+    assert len(rows) == 300 and [last["algebra__linear_1d", model] for model in ("Transformer", "config 1", "config 2")] == [
+        .625, .665, .663]
+
+
+def test_padding_is_no_character_of_an_answer():
+    problems = mathematics.tokens([("Expand x.", "x"), ("Expand x*x*x + 1.", "x**3 + 1")])
+    _, inputs, targets = mathematics.batch(problems, torch.arange(2))
+    assert (targets != PAD).sum(1).tolist() == [2, 9] and inputs.shape == targets.shape == (2, 9)
