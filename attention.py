@@ -16,6 +16,12 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def sinusoids(max_len, d_model):
+    """Vaswani et al. (2017), Section 3.5: (max_len, d_model), sines in the even features, cosines in the odd ones."""
+    angle = torch.arange(max_len)[:, None] * 10000.0 ** (-torch.arange(0, d_model, 2) / d_model)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :d_model]
+
+
 def rope_table(max_len, d_h, base=10000.0):
     """Rotary positions (Su et al., 2021): (2, max_len, d_h), the cosines and the signed sines that `rotate` takes."""
     theta = base ** (-torch.arange(0, d_h, 2) / d_h)                   # (d_h/2,) one frequency per plane

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attention import Attention, Cache, rope_table
+from attention import Attention, Cache, rope_table, sinusoids
 from config import TransformerConfig                                 # noqa: F401  (scripts find it here, too)
 from relational_attention import RelationalAttention, RelationalCrossAttention
-from symbols import PositionalSymbols, PositionRelativeSymbols, SymbolicAttention
+from symbols import make_symbols
 
 
 class DualAttention(nn.Module):
@@ -123,22 +123,6 @@ class DecoderBlock(EncoderBlock):
         x = self.residual_attention(x, lambda x: self.attention(x, symbols, cache=cache, **how))
         x = self.residual_cross(x, lambda x: self.cross(x, context, mask=context_mask, cache=cache))
         return self.residual_mlp(x, self.mlp)
-
-
-def make_symbols(cfg):
-    """The symbol module that the configuration asks for: see symbols.py."""
-    if cfg.symbols == "symbolic":
-        return SymbolicAttention(cfg.d_model, cfg.n_symbols, cfg.symbol_heads, cfg.trainable_symbols,
-                                 dropout=cfg.dropout)
-    if cfg.symbols == "relative":
-        return PositionRelativeSymbols(cfg.d_model, cfg.max_distance or cfg.max_len)
-    return PositionalSymbols(cfg.d_model, cfg.max_len)
-
-
-def sinusoids(max_len, d_model):
-    """Vaswani et al. (2017), Section 3.5: (max_len, d_model), sines in the even features, cosines in the odd ones."""
-    angle = torch.arange(max_len)[:, None] * 10000.0 ** (-torch.arange(0, d_model, 2) / d_model)
-    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :d_model]
 
 
 class Stack(nn.Module):

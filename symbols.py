@@ -93,3 +93,13 @@ class SymbolicAttention(nn.Module):
         # paper: silent; here: off in evaluation, where the authors' code keeps dropping
         s = F.scaled_dot_product_attention(q, templates, library, dropout_p=self.dropout if self.training else 0.0)
         return merge_heads(s).view_as(x)
+
+
+def make_symbols(cfg):
+    """The symbol module that the configuration asks for: see symbols.py."""
+    if cfg.symbols == "symbolic":
+        return SymbolicAttention(cfg.d_model, cfg.n_symbols, cfg.symbol_heads, cfg.trainable_symbols,
+                                 dropout=cfg.dropout)
+    if cfg.symbols == "relative":
+        return PositionRelativeSymbols(cfg.d_model, cfg.max_distance or cfg.max_len)
+    return PositionalSymbols(cfg.d_model, cfg.max_len)

@@ -10,13 +10,13 @@ Accuracy is measured in two ways: the share of an answer's characters that are r
 """
 import csv
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
+import accuracy_curves
 import compare
 import training
 from config import TransformerConfig, at_least
@@ -24,11 +24,8 @@ from data import mathematics
 from data.mathematics import END, LONGEST_ANSWER, MODULES, PAD, START
 from model import Seq2SeqTransformer
 
-import matplotlib.pyplot as plt                                       # after compare, which chooses the backend
-
 METRICS = ("val_loss", "char_accuracy", "exact_match")
 SCORED = 1000                               # problems of each level on which a finished model is scored
-PUBLISHED = training.ROOT / "results/paper/mathematics.csv"
 
 
 @dataclass
@@ -183,18 +180,17 @@ def final_problems(cfg, source, val):
             for level in val}
 
 
-def write_curves(folders, path):
-    """One row for each validation of each run: what the figure shows."""
-    options = ("module", "n_heads", "n_ra", "n_ra_decoder", "seed")
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_scores(folders, path):
+    """The scores of all these runs in one file."""
+    options = ("module", "n_ra", "n_ra_decoder", "seed")
     with open(path, "w", newline="") as f:
         writer = csv.writer(f)
-        writer.writerow([*options, "step", "seconds", *METRICS])
-        for run in map(compare.load_run, folders):
-            for i in compare.measured(run, METRICS[0]):
-                log = run["log"]
-                writer.writerow([*(run["options"][name] for name in options), int(log["step"][i]), log["seconds"][i],
-                                 *(f"{log[name][i]:.5f}" for name in METRICS)])
+        writer.writerow([*options, "problems", "n", *METRICS])
+        for folder in folders:
+            run = compare.load_run(folder)
+            with open(folder / "scores.csv", newline="") as scores:
+                for row in csv.DictReader(scores):
+                    writer.writerow([*(run["options"][name] for name in options), *row.values()])
 
 
 def show_answers(model, problems, device, n=3):
@@ -209,47 +205,6 @@ def show_answers(model, problems, device, n=3):
         print(f"  {question}\n      {answer}" + ("   right" if answer == target else f"   wrong: {target}"))
     if not solved:
         print("  (none of the first 200 solved)")
-
-
-def draw(groups, path, paper=False):
-    """Both accuracies against steps, a column for each module; the published curves dashed behind the first."""
-    runs = [run for group in groups.values() for run in group]
-    modules = [module for module in MODULES if any(run["options"]["module"] == module for run in runs)]
-    fig, axes = plt.subplots(2, len(modules), figsize=(1.5 + 3.6 * len(modules), 6.4), squeeze=False, sharex="col",
-                             layout="constrained")
-    names = {"char_accuracy": "characters right, given those before", "exact_match": "answers right as a whole"}
-    for column, module in zip(axes.T, modules):
-        for ax, metric in zip(column, names):
-            for label, group in compare.group_runs([r for r in runs if r["options"]["module"] == module]).items():
-                compare.draw_group(ax, group, "step", metric, color_of(group[0]["options"]), label)
-            ax.grid(alpha=0.3)
-        if paper:
-            draw_published(column[0], module)
-        column[0].set_title(module, fontsize=10, pad=24 if paper else None)
-        column[1].set_xlabel("step")
-    for ax, name in zip(axes[:, 0], names.values()):
-        ax.set_ylabel(name)
-    axes[0, -1].legend(fontsize=7)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
-
-
-def color_of(options):
-    """One colour for each of the paper's three models."""
-    in_decoder = options["n_ra"] if options["n_ra_decoder"] is None else options["n_ra_decoder"]
-    return "tab:gray" if not options["n_ra"] else "tab:red" if in_decoder else "tab:blue"
-
-
-def draw_published(ax, module):
-    """The published curves against their own axis of epochs, above. Their validation problems were training problems."""
-    with open(PUBLISHED, newline="") as f:
-        rows = [row for row in csv.DictReader(f) if row["module"] == module]
-    top = ax.twiny()
-    top.set_xlabel("dashed: published, epochs", fontsize=8)
-    top.tick_params(labelsize=8)
-    for model, color in {"Transformer": "tab:gray", "config 1": "tab:blue", "config 2": "tab:red"}.items():
-        curve = [(int(row["epoch"]), float(row["accuracy"])) for row in rows if row["model"] == model]
-        top.plot(*zip(*curve), color=color, ls="--", lw=1, alpha=0.8)
 
 
 def count_parameters(cfg):
@@ -284,7 +239,8 @@ def main(argv=None):
             if not folders:
                 print(f"device: {why}")
             facts = {**facts, "dtype": str(dtype)}                    # a result in bfloat16 is another one
-            code = ("train_seq2seq.py", "data/mathematics.py", "data/questions.py", "data/algebra.py")
+            code = ("train_seq2seq.py", "data/mathematics.py", "data/questions.py", "data/expressions.py",
+                    "data/algebra.py")
             run = training.Run(cfg, code, facts, cfg.batch_size, METRICS, unit="problems")
             reusable = run.reusable()
         if not reusable:
@@ -293,8 +249,11 @@ def main(argv=None):
         if not (reusable and (run.folder / "scores.csv").exists() and not cfg.test_data):
             score(run, {**final_problems(cfg, source, val), **tests[cfg.module]}, device, dtype)
         folders.append(run.folder)
-    write_curves(folders, Path(first.out_dir) / "curves.csv")
-    compare.report(folders, Path(first.out_dir), partial(draw, paper=first.paper))
+    curves = Path(first.out_dir) / "curves.csv"
+    accuracy_curves.write_csv(folders, curves)
+    write_scores(folders, curves.with_name("scores.csv"))
+    compare.report(folders, curves.parent,
+                   lambda groups, path: accuracy_curves.draw(accuracy_curves.read_csv(curves), path, first.paper))
 
 
 if __name__ == "__main__":

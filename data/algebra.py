@@ -1,11 +1,10 @@
-"""What the questions of the Mathematics benchmark are made of: random numbers, exact polynomials, expressions.
+"""Random numbers and exact polynomials, of which the questions of the Mathematics benchmark are made.
 
-    Dice          random choices; "entropy" says in powers of ten how many possibilities a choice has
-    grid          a polynomial: {powers: coefficient} with zeros; of x and y, {(2, 1): 3} is 3*x**2*y
-    Expression    what is shown: written as it was built, unsimplified, with the brackets that it needs
+    Dice    random choices; "entropy" says in powers of ten how many possibilities a choice has
+    grid    a polynomial: {powers: coefficient}, zeros included; of x and y, {(2, 1): 3} is 3*x**2*y
 
 All arithmetic is exact: int and Fraction. The distributions are those of the benchmark's own generator (Saxton et al.,
-2019; github.com/google-deepmind/mathematics_dataset), told apart from it by the tests only in the order of the dice.
+2019; github.com/google-deepmind/mathematics_dataset), written anew.
 """
 import math
 import random
@@ -214,68 +213,3 @@ def written(grid, variables):
         body = "*".join([str(above)] * (above != 1 or not powers) + powers) + f"/{below}" * (below != 1)
         text += (" - " if c < 0 else " + ") + body if text else "-" * (c < 0) + body
     return text or "0"
-
-
-# ---- expressions -----------------------------------------------------------------------------------------------------
-
-PLAIN, POWER, PRODUCT, SUM = range(4)                                # the later, the weaker it binds
-
-
-class Expression:
-    """op: "constant", "+", "-", "negative", "*", "/" or "**"; parts: its operands. str() writes it down.
-
-    The part of a constant is a number or a letter; it may be replaced later by a letter that stands for it.
-    """
-
-    def __init__(self, op, *parts):
-        self.op = op
-        self.parts = parts if op == "constant" else [p if isinstance(p, Expression) else Expression("constant", p)
-                                                     for p in parts]
-
-    def constants(self):
-        """All numbers in it, from left to right, as Expressions."""
-        if self.op != "constant":
-            return [c for part in self.parts for c in part.constants()]
-        return [] if isinstance(self.parts[0], str) else [self]
-
-    def binding(self):
-        if self.op == "constant":
-            value = self.parts[0]
-            return PLAIN if isinstance(value, str) or value >= 0 and is_integer(value) else PRODUCT
-        return {"**": POWER, "*": PRODUCT, "/": PRODUCT}.get(self.op, SUM)
-
-    def signed_terms(self):
-        """[(sign, term)] of a sum; sums within it are taken apart, differences are not."""
-        if self.op == "+":
-            return [pair for part in self.parts for pair in part.signed_terms()]
-        if self.op == "negative":
-            return [(-sign, term) for sign, term in self.parts[0].signed_terms()]
-        return [(1, self)]
-
-    def __str__(self):
-        def shown(part, tight):
-            """In brackets if it binds more weakly than this operation, or (tight) as weakly."""
-            return f"({part})" if part.binding() > self.binding() - tight else str(part)
-
-        if self.op == "constant":
-            return str(self.parts[0])
-        if self.op in ("+", "negative"):
-            (sign, first), *rest = self.signed_terms()
-            return "-" * (sign < 0) + shown(first, True) + "".join(
-                (" - " if sign < 0 else " + ") + shown(term, True) for sign, term in rest)
-        if self.op == "*":
-            return "*".join(shown(part, False) for part in self.parts)
-        left, right = self.parts
-        if self.op == "-":
-            return f"{shown(left, False)} - {shown(right, True)}"
-        return shown(left, True) + self.op + shown(right, True)
-
-
-def monomial(c, variables, powers):
-    """c x**m y**n without what need not be written: no factor 1, no power 0 or 1."""
-    factors = [x if n == 1 else Expression("**", x, n) for x, n in zip(variables, powers) if n]
-    if not factors or abs(c) != 1:
-        factors.insert(0, abs(c))
-    term = factors[0] if len(factors) == 1 else Expression("*", *factors)
-    term = term if isinstance(term, Expression) else Expression("constant", term)
-    return Expression("negative", term) if c < 0 else term

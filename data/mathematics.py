@@ -10,6 +10,8 @@ Tokens are characters; questions have at most 160 of them, answers 30.
 import hashlib
 import math
 import re
+import statistics
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, groupby, permutations, product
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch
 from data.algebra import Dice
 from data.questions import QUESTIONS
 from data.stream import stream_members
+from options import one_line_errors, parse_options, start
 
 MODULES = tuple(QUESTIONS)
 LEVELS = ("easy", "medium", "hard")
@@ -144,18 +147,6 @@ def batch(problems, rows):
     return questions, answers[:, :-1], answers[:, 1:]
 
 
-def sentences(pairs):
-    """The sentences of all questions with their mathematics cut out: "Let _ be _." and so on."""
-    for question, _ in pairs:
-        for sentence in re.split(r"(?<=[.?]) ", question):
-            ending = sentence[-1]
-            words = [word if re.fullmatch(r"[A-Za-z]{2,}:?|=", word) else "_," if word.endswith(",") else "_"
-                     for word in sentence[:-1].split()]
-            if len(sentence) > 1 and "," in sentence and "Suppose" not in words:
-                words = [word.rstrip(",") for word in words]           # a sequence
-            yield re.sub(r"_( _)+", "_", " ".join(words)) + ending
-
-
 # ---- a module's data -------------------------------------------------------------------------------------------------
 
 @lru_cache(maxsize=1)                       # one module at a time, for the runs that follow each other on it
@@ -191,3 +182,51 @@ def tests(folder, module, training_too=False):
     if training_too and not found:
         raise ValueError(f"no {module}.txt in {', '.join(names)} of {folder}")
     return found
+
+
+# ---- beside the real ones --------------------------------------------------------------------------------------------
+
+def sentences(question):
+    """Its sentences with their mathematics cut out: "Let _ be _.", "Calculate _."."""
+    for sentence in re.split(r"(?<=[.?]) ", question):
+        words = [word if re.fullmatch("[A-Za-z]{2,}:?|=", word) else "_" for word in sentence[:-1].split()]
+        yield re.sub("_( _)+", "_", " ".join(words)) + sentence[-1]
+
+
+def comparison(folder, n=4000):
+    """Markdown: lengths (mean and standard deviation) and sentences of the files in `folder` and of n generated each."""
+    lines = ["| module | level | problems | question length: files | generated | answer length: files | generated | sentences:"
+             " files | generated | in one only |", "|---" * 10 + "|"]
+    for module, level in product(MODULES, LEVELS):
+        real, ours = read_pairs(Path(folder) / f"train-{level}" / f"{module}.txt"), generate(module, level, n, seed=1)
+        cells = [module, level, f"{len(real):,}"]
+        for column in (0, 1):
+            for pairs in (real, ours):
+                lengths = [len(pair[column]) for pair in pairs]
+                cells.append(f"{statistics.mean(lengths):.1f} ± {statistics.stdev(lengths):.1f}")
+        kinds = [{kind for question, _ in pairs for kind in sentences(question)} for pairs in (real, ours)]
+        cells += [len(kinds[0]), len(kinds[1]), ", ".join(sorted(kinds[0] ^ kinds[1])) or "none"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+@dataclass
+class Options:
+    compare: str = ""                       # a folder of published files: a table of them beside generated problems
+    seed: int = 1                           # of the examples
+
+
+def main(argv=None):
+    options, = parse_options(Options, argv=argv)
+    with one_line_errors():
+        if options.compare:
+            print(comparison(options.compare))
+            return
+    for module, level in product(MODULES, LEVELS):
+        print(f"\n{module}, {level}")
+        for question, answer in generate(module, level, 4, options.seed):
+            print(f"  {question}   {answer}")
+
+
+if __name__ == "__main__":
+    start(main)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from data import algebra
-from data.algebra import Expression, is_integer, monomial, written
+from data.algebra import is_integer, written
+from data.expressions import (Expression, arithmetic, equation_text, linear_system, log_trees, sum_of, with_brackets)
 
 NTH = {1: "first", 2: "second", 3: "third"}
 ASK = ("What is {}?", "Calculate {}.", "Give {}.", "Determine {}.")
@@ -189,101 +190,6 @@ class Writer:
         return story
 
 
-def sum_of(dice, terms, variables):
-    """The Expression of {powers: coefficients}, every coefficient a term of its own, shuffled."""
-    monomials = [monomial(c, variables, powers) for powers, several in terms.items() for c in several]
-    dice.shuffle(monomials)
-    return Expression("+", *monomials)
-
-
-def linear_system(dice, names, values, entropy, needs_constants):
-    """As many equations as names, with these values as their only solution; each is an Expression left - right."""
-    n, share = len(names), dice.uniform(1 / 3, 2 / 3)
-    entropies = [max(1, e) for e in dice.shares(entropy * share, [1] * n * n)]
-    while True:
-        m = [dice.integer(e) for e in entropies]                     # the matrix, row by row
-        if n == 1 and m[0] or n == 2 and m[1] and m[3] and m[0] * m[3] != m[1] * m[2]:
-            break                                                    # a row with a zero at b would give a away
-    flat = [*m, *(sum(c * v for c, v in zip(m[i * n:], values)) for i in range(n))]
-    while True:
-        low = sum(c != 0 for c in flat) + 1
-        counts = dice.term_counts(dice.randint(low, max(low, 1 + int(n * (1 + entropy / 2)))), flat)
-        entropies = dice.shares((1 - share) * entropy, [count - 1 for count in counts])
-        terms = [dice.summands(c, count, e) for c, count, e in zip(flat, counts, entropies)]
-        equations = []
-        for i in range(n):
-            row = [monomial(c, [names[j]], [1]) for j in range(n) for c in terms[i * n + j]]
-            row += [monomial(-c, [], []) for c in terms[n * n + i]]
-            sides = [], []
-            for term in row:
-                left = dice.random() < 0.5
-                sides[not left].append(term if left else Expression("negative", term))
-            equations.append(Expression("-", *(Expression("+", *(side or [0])) for side in sides)))
-        if not needs_constants or any(equation.constants() for equation in equations):
-            return equations
-
-
-def equation_text(equation):
-    left, right = equation.parts
-    return f"{left} = {right}"
-
-
-def arithmetic(dice, value, entropy):
-    """An Expression of at least three operations + - * / with this value (int or Fraction)."""
-    length = dice.randint(3, 3 + int(entropy / 2))
-    entropy -= math.log10(1 + int(entropy / 2))
-    return operation(dice, value, length, entropy + log_trees(length))
-
-
-def log_trees(n):
-    """log10 of the number of binary trees with n inner nodes: so many expressions look alike."""
-    return sum(math.log10((n + k) / k) for k in range(2, n + 1))
-
-
-def operation(dice, value, count, entropy):
-    """An Expression of `count` operations with this value; a fraction needs at least one."""
-    if count == 0:
-        return Expression("constant", value)
-    own, entropy = entropy / count, entropy - entropy / count
-    numerator, denominator = Fraction(value).as_integer_ratio()
-    freedom = sum(math.log10(exponent + 1) for exponent in algebra.factors(numerator).values())
-    whole = denominator == 1
-    ops = ["/"] + ["+", "-"] * (count >= 2 or whole) + ["*"] * (count >= 2 or whole and own <= freedom)
-    op = dice.choice(ops)
-    if op in "+-":
-        x = dice.number(own) if count >= 3 else dice.integer(own)
-        first = dice.random() < 0.5
-        if op == "+":
-            parts = (x, value - x) if first else (value - x, x)
-        else:
-            parts = (x, x - value) if first else (value + x, x)
-    elif op == "*" and count <= 2:
-        p, q = dice.split_factors(numerator)
-        factor = 1 if count == 1 else dice.integer(own - freedom, min_abs=1, coprime_to=p)
-        parts = Fraction(p, factor * denominator), q * factor
-    elif count >= 3:
-        p2, p1 = dice.split_factors(numerator)
-        q1, q2 = dice.split_factors(denominator)
-        own -= freedom + sum(math.log10(exponent + 1) for exponent in algebra.factors(denominator).values())
-        entropy_r = dice.uniform(0, own)
-        r = dice.integer(entropy_r, min_abs=1, coprime_to=q1 * p2)
-        s = dice.integer(own - entropy_r, signed=False, min_abs=1, coprime_to=p1 * q2)
-        parts = Fraction(r * p1, s * q1), (Fraction(r * q2, s * p2) if op == "/" else Fraction(s * p2, r * q2))
-    elif count == 2:
-        upper = numerator == 0 or dice.random() < 0.5
-        x = dice.integer(own, min_abs=1, coprime_to=denominator if upper else numerator)
-        parts = (Fraction(x * numerator, denominator), x) if upper else (x, Fraction(x * denominator, numerator))
-    else:
-        x = dice.integer(own, min_abs=1)
-        parts = numerator * x, denominator * x
-    if op == "*" and dice.random() < 0.5:
-        parts = parts[::-1]
-    fractions = [not is_integer(part) for part in parts]
-    counts = [n + f for n, f in zip(dice.parts(count - 1 - sum(fractions), 2), fractions)]
-    return Expression(op, *(operation(dice, part if f else int(part), n, e)
-                            for part, f, n, e in zip(parts, fractions, counts, dice.shares(entropy, counts))))
-
-
 # ---- the questions ---------------------------------------------------------------------------------------------------
 
 def linear_1d(dice, entropy):
@@ -350,36 +256,6 @@ def expand(dice, entropy):
     length = 3 + dice.randint(0, int(entropy / 2))
     expression, grid = with_brackets(dice, x, degree, entropy + log_trees(length), length)
     return f"Expand {expression}.", written(grid, x)
-
-
-def with_brackets(dice, x, degree, entropy, length, brackets=True):
-    """A sum or product of polynomials of about `length` terms in all, and the grid that it equals."""
-    if brackets:
-        length = max(2, length)
-    elif length < 2 or dice.random() < 0.5:
-        grid = dice.grid([degree], entropy / 2, max_terms=length)
-        return sum_of(dice, dice.spread(grid, entropy / 2, length), [x]), grid
-    n = dice.randint(1, length - 1)
-    e, f = dice.shares(entropy, [n, length - n])
-    if dice.random() < 0.5:
-        while True:
-            left, right = (with_brackets(dice, x, degree, e, n), with_brackets(dice, x, degree, f, length - n, False))
-            if dice.random() < 0.5:
-                left, right = right, left
-            total = algebra.add(left[1], right[1])
-            if algebra.degree(total) == degree:                      # else the highest powers cancel: again
-                return Expression("+", left[0], right[0]), total
-    # the degree of a factor, rather between 0 and that of the product than at the ends
-    d = dice.randint(0, degree) if degree <= 1 or dice.random() < 0.5 else dice.randint(1, degree - 1)
-    factors = []
-    for d, e, n in ((d, e, n), (degree - d, f, length - n)):
-        while True:
-            factor = with_brackets(dice, x, d, e, n, False)
-            if d or any(factor[1].values()):                         # not 0
-                break
-        factors.append(factor)
-    (left, f), (right, g) = factors
-    return Expression("*", left, right), algebra.multiply(f, g)
 
 
 QUESTIONS = {"algebra__linear_1d": linear_1d, "algebra__sequence_next_term": sequence_next_term,

@@ -18,7 +18,8 @@ import torch
 from solver import solve
 
 from data import algebra, mathematics
-from data.algebra import Dice, Expression, written
+from data.algebra import Dice, written
+from data.expressions import Expression
 from data.mathematics import END, LEVELS, MODULES, PAD, START, canonical, generate, split_of
 
 ROOT = Path(__file__).parent.parent
@@ -194,11 +195,25 @@ def test_questions_are_like_the_benchmarks(module, level):
         x, y = ([measure(*pair) for pair in pairs] for pairs in (real, ours))
         error = (statistics.variance(x) / len(x) + statistics.variance(y) / len(y)) ** 0.5
         assert abs(statistics.mean(x) - statistics.mean(y)) <= 4 * error
-    x, y = (Counter(mathematics.sentences(pairs)) for pairs in (real, ours))
+    x, y = (Counter(s for question, _ in pairs for s in mathematics.sentences(question)) for pairs in (real, ours))
     assert x.keys() <= y.keys() | {s for s in x if x[s] < 3}
     for sentence in x | y:
         p = (x[sentence] + y[sentence]) / (len(real) + len(ours))     # per question
         assert abs(x[sentence] / len(real) - y[sentence] / len(ours)) < 4.5 * (p * (1 / len(real) + 1 / len(ours))) ** 0.5
+
+
+def test_the_comparison_is_of_lengths_and_sentences(folder, capsys):
+    for module, level in GRID:
+        write(folder / f"train-{level}/{module}.txt", generate(module, level, 40, seed=2))
+    write(folder / "train-easy/polynomials__expand.txt", [("Expand x*x now.", "x**2"), ("Expand 2*x.", "2*x")])
+    mathematics.main([f"--compare={folder}"])
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 + 15 and all(row.count("|") == 11 for row in rows)
+    cells = rows[2 + GRID.index(("polynomials__expand", "easy"))].split(" | ")
+    assert cells[2:4] == ["2", "13.0 ± 2.8"] and cells[5] == "3.5 ± 0.7" and cells[7:] == ["2", "1", "Expand _ now. |"]
+    mathematics.main([])
+    shown = capsys.readouterr().out
+    assert all(f"\n{module}, {level}\n" in shown for module, level in GRID)
 
 
 def test_numbers_grow_with_the_level():

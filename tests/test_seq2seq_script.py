@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import accuracy_curves
 import compare
 import train_seq2seq
 import training
@@ -104,7 +105,9 @@ def test_a_plain_run_trains_both_scores_them_and_is_reused(tmp_path, capsys):
         assert score["problems"] == "validation, easy" and score["n"] == "20" and 0 < float(score["val_loss"]) < 6
         curve = [r for r in rows_of(tmp_path / "curves.csv") if r["n_ra"] == folder.name[6]]
         assert [(r["step"], r["char_accuracy"]) for r in curve] == [
-            (r["step"], f"{float(r['char_accuracy']):.5f}") for r in rows if r["char_accuracy"]]
+            (r["step"], f"{float(r['char_accuracy']):.6g}") for r in rows if r["char_accuracy"]]
+        assert [{**score, "module": "algebra__sequence_next_term", "n_ra": folder.name[6], "n_ra_decoder": "", "seed": "1"}] == [
+            row for row in rows_of(tmp_path / "scores.csv") if row["n_ra"] == folder.name[6]]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert "| character accuracy | exact match | seeds |" in shown and "problems/s" in shown
     assert shown.count("wrong: ") + shown.count("   right") >= 6
@@ -138,14 +141,15 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert rows == resumed
 
 
-def test_several_modules_are_drawn_side_by_side(tmp_path, monkeypatch):
+def test_several_modules_are_drawn_side_by_side(tmp_path, monkeypatch, capsys):
     figures = []
-    monkeypatch.setattr(train_seq2seq.plt, "close", figures.append)
+    monkeypatch.setattr(accuracy_curves.plt, "close", figures.append)
     args = [*TINY, f"--out_dir={tmp_path}", "--max_steps=2", "--eval_every=2", "--paper", "--train_size=6", "--val_size=2"]
     train_seq2seq.main([*args, "--module=all", "--n_ra_decoder=1,0"])
     assert len(list(tmp_path.glob("*/last.pt"))) == 5 * 3              # two DATs, and one Transformer for both
     axes = figures[-1].axes
     panels, published = axes[:10], axes[10:]
+    assert len(axes) == 15
     assert [ax.get_title() for ax in panels[:5]] == list(MODULES)
     assert all(len(ax.lines) == 3 for ax in panels) and len(published) == 5
     assert all([len(line.get_xdata()) for line in ax.lines] == [20] * 3 for ax in published)
@@ -154,7 +158,13 @@ def test_several_modules_are_drawn_side_by_side(tmp_path, monkeypatch):
     colors = {line.get_label(): line.get_color() for line in panels[0].lines}
     assert len(set(colors.values())) == 3
     assert {row["module"] for row in rows_of(tmp_path / "curves.csv")} == set(MODULES)
-    figures.clear()
+    curves = tmp_path / "curves.csv"
+    accuracy_curves.main([f"--curves={curves},{curves}", f"--out={tmp_path / 'both.png'}"])
+    assert len(figures[-1].axes) == 10 and (tmp_path / "both.png").stat().st_size > 10_000
+    for wrong, words in [("nowhere.csv", "no file nowhere.csv"), (accuracy_curves.PUBLISHED, "has no curves")]:
+        with pytest.raises(SystemExit):
+            accuracy_curves.main([f"--curves={wrong}"])
+        assert words in capsys.readouterr().err
     compare.main([f"--runs={tmp_path}"])                              # the general figure, from the logs alone
     assert "| character accuracy | exact match |" in (tmp_path / "table.md").read_text()
 
@@ -241,7 +251,7 @@ def test_the_archive_that_cannot_be_had_is_one_line_and_leaves_nothing(tmp_path)
 
 
 def test_the_published_curves_end_where_the_paper_says():
-    rows = rows_of(train_seq2seq.PUBLISHED)
+    rows = rows_of(accuracy_curves.PUBLISHED)
     last = {(row["module"], row["model"]): round(float(row["accuracy"]), 3) for row in rows if row["epoch"] == "99"}
     assert len(rows) == 300 and [last["algebra__linear_1d", model] for model in ("Transformer", "config 1", "config 2")] == [
         .625, .665, .663]
