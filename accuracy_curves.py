@@ -94,7 +94,7 @@ def draw(rows, path, paper=False):
 
 
 def draw_published(ax, module):
-    """The published curves against their own axis of epochs, above. Their validation problems were training problems."""
+    """The published curves against their own axis of epochs, above. Their validation data were training data."""
     with open(PUBLISHED, newline="") as f:
         rows = [row for row in csv.DictReader(f) if row["module"] == module]
     top = ax.twiny()

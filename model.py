@@ -295,7 +295,7 @@ class VisionTransformer(nn.Module):
 
 
 class Seq2SeqTransformer(nn.Module):
-    """Reads a question and writes its answer: an encoder, and a causal decoder that looks at what the encoder made of it.
+    """Reads a question, writes its answer: an encoder, and a causal decoder that looks at what the encoder made of it.
 
     cfg describes both; the decoder may have its own number of blocks and of relational heads. Both name senders out of
     one library of symbols. Token 0 is padding, at the end of questions and answers: nobody attends to it.

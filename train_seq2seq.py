@@ -6,7 +6,7 @@
     python train_seq2seq.py --data=archive --preset=config2    the paper's data (2.3 GB are read through) and training
 
 Accuracy is measured in two ways: the share of an answer's characters that are right given the true ones before them
-(the paper's), and the share of answers that are right as a whole when the model writes them by itself (the benchmark's).
+(the paper's), and the share of answers that are right as a whole when the model writes them alone (the benchmark's).
 """
 import csv
 from dataclasses import dataclass, fields, replace
@@ -46,7 +46,7 @@ class Config(TransformerConfig):
     # what to learn
     module: Literal[(*MODULES, "all")] = "algebra__sequence_next_term"   # of the benchmark; all: one after the other
     level: Literal["easy", "medium", "hard", "all"] = "easy"             # size of the numbers
-    data: str = "generated"                 # generated (built in), archive (published, downloaded), or a folder like that
+    data: str = "generated"                 # generated (built in), archive (the published files), or a folder like it
     data_dir: str = "data/cache"            # where downloads are kept
     train_size: int = 100_000               # generated: training problems
     val_size: int = 200                     # validation problems of each level
@@ -173,7 +173,7 @@ def score(run, sets, device, dtype):
 
 
 def final_problems(cfg, source, val):
-    """{name: problems} of each level: those held out of the files, or SCORED generated ones, the first of them val's."""
+    """{name: problems} of each level: those held out of the files, or SCORED generated ones, which begin with val's."""
     if source != "generated":
         return {f"validation, {level}": problems for level, problems in val.items()}
     return {f"validation, {level}": mathematics.tokens(mathematics.generate(cfg.module, level, SCORED, 0, "val"))
@@ -195,7 +195,8 @@ def write_scores(folders, path):
 
 def show_answers(model, problems, device, n=3):
     """A few problems that the model solves, and a few that it misses."""
-    questions, _, targets = (t.to(device) for t in mathematics.batch(problems, torch.arange(min(200, len(problems[0])))))
+    rows = torch.arange(min(200, len(problems[0])))
+    questions, _, targets = (t.to(device) for t in mathematics.batch(problems, rows))
     answers = model.generate(questions, LONGEST_ANSWER + 1, start=START, end=END)
     texts = [[mathematics.text(row) for row in table] for table in (questions, targets, answers)]
     solved, missed = [], []
@@ -217,7 +218,8 @@ def main(argv=None):
     configs = training.parse_options(Config, PRESETS, argv)
     with training.one_line_errors():
         first = training.agreed(configs, ("data", "data_dir", "test_data", "out_dir", "paper"))
-        configs = [replace(cfg, module=module) for module in MODULES for cfg in configs if cfg.module in (module, "all")]
+        configs = [replace(cfg, module=module) for module in MODULES
+                   for cfg in configs if cfg.module in (module, "all")]
         configs = training.with_baselines(configs, count_parameters)
         modules = list(dict.fromkeys(cfg.module for cfg in configs))
         source = mathematics.fetch(first.data_dir, modules) if first.data == "archive" else first.data
@@ -233,7 +235,8 @@ def main(argv=None):
                 print(f"\n{cfg.module}, {source}: reading")
             problems, val, facts = mathematics.load(str(source), cfg.module, cfg.level, cfg.train_size, cfg.val_size)
             if loaded != (cfg.module, cfg.level):
-                print(f"{len(problems[0]):,} training problems, {sum(len(v[0]) for v in val.values()):,} for validation")
+                held_out = sum(len(v[0]) for v in val.values())
+                print(f"{len(problems[0]):,} training problems, {held_out:,} for validation")
             loaded = cfg.module, cfg.level
             device, dtype, why = training.choose_device(cfg.device, cfg.dtype)
             if not folders:

@@ -80,7 +80,7 @@ class Dice(random.Random):
         """`count` integers that sum to `value`."""
         if count < 2:
             return [value] * count
-        entropy *= count / (count - 1)                               # all moved by one and the same number come out equal
+        entropy *= count / (count - 1)                               # all moved by one number come out the same
         lowest = max(1.0, entropy_of(math.ceil(Fraction(value, count))))
         terms = [self.integer(max(lowest, share)) for share in self.shares(entropy, [1] * count)]
         missing = value - sum(terms)
@@ -201,7 +201,7 @@ def degree(grid):
 
 def written(grid, variables):
     """As SymPy prints it, which is how the benchmark writes what is simplified: '-x**2*y/3 + 4*x - 1', '2 - 5*x'."""
-    places = sorted(range(len(variables)), key=lambda i: variables[i])                 # alphabetical, highest power first
+    places = sorted(range(len(variables)), key=lambda i: variables[i])      # alphabetical, highest power first
     terms = sorted(((tuple(powers[i] for i in places), c) for powers, c in grid.items() if c), reverse=True)
     if len(terms) == 2 and terms[1][1] > 0 > terms[0][1] and sum(terms[1][0]) == 0 \
             and sum(n > 0 for n in terms[0][0]) == 1:

@@ -35,7 +35,8 @@ def generate(module, level, n, seed, split="train"):
 
     Levels cut the benchmark's range of entropies, 3 to 10, in three: numbers are chosen among 10^3 ... 10^10.
     """
-    for name, value, allowed in (("module", module, MODULES), ("level", level, LEVELS), ("split", split, ("train", "val"))):
+    allowed = {"module": MODULES, "level": LEVELS, "split": ("train", "val")}
+    for (name, allowed), value in zip(allowed.items(), (module, level, split)):
         if value not in allowed:
             raise ValueError(f"{name}={value!r}: choose from {', '.join(allowed)}")
     dice = Dice(f"{module} {level} {split} {seed}")
@@ -87,7 +88,7 @@ def canonical(question):
 
 ARCHIVE = dict(url="https://storage.googleapis.com/mathematics-dataset/mathematics_dataset-v1.0.tar.gz",
                size=2_333_082_954, sha256="def638343403cb9ed60437d6b684c859dd23b72779f5cc5661b0a31e67c58576")
-TESTS = ("interpolate", "extrapolate")                               # the paper's five modules have no file in the second
+TESTS = ("interpolate", "extrapolate")             # of the paper's five modules, none has a file in the second
 
 
 def fetch(data_dir, modules):
@@ -102,7 +103,7 @@ def fetch(data_dir, modules):
 def read_pairs(path):
     """(question, answer) strings of one published file, which alternate in its lines. ValueError says what is wrong."""
     if not path.exists():
-        raise ValueError(f"no file {path}: give a folder laid out as the archive, train-easy/{MODULES[0]}.txt and so on")
+        raise ValueError(f"no file {path}: give a folder laid out as the archive: train-easy/{MODULES[0]}.txt etc.")
     lines = path.read_text(encoding="utf-8").splitlines()
     if not lines or len(lines) % 2:
         raise ValueError(f"{path}: {len(lines)} lines, but questions and answers should alternate")
@@ -141,7 +142,7 @@ def text(row):
 
 
 def batch(problems, rows):
-    """Questions (B, S), inputs (B, T) and targets (B, T), the inputs one further, as long as the longest of these rows."""
+    """Questions (B, S), inputs (B, T), targets (B, T), the inputs moved by one; as long as the longest of the rows."""
     questions, answers = (table[rows].long() for table in problems)
     questions, answers = (table[:, :(table != PAD).sum(1).max()] for table in (questions, answers))
     return questions, answers[:, :-1], answers[:, 1:]
@@ -153,7 +154,7 @@ def batch(problems, rows):
 def load(data, module, level, train_size, val_size):
     """-> training problems, {level: validation problems}, and facts about them; problems are what tokens() returns.
 
-    data: "generated", or a folder laid out as the archive. There, too, validation takes the problems that the hash says.
+    data: "generated", or a folder laid out as the archive. There, too, the hash says which are for validation.
     """
     train, val = [], {}
     for one in LEVELS if level == "all" else (level,):
@@ -175,7 +176,7 @@ def load(data, module, level, train_size, val_size):
 
 
 def tests(folder, module, training_too=False):
-    """{name: problems} of a module's test files in a folder laid out as the archive, and on demand its training files."""
+    """{name: problems} of a module's test files in a folder laid out as the archive; on demand, training files."""
     names = [f"train-{level}" for level in LEVELS] * training_too + list(TESTS)
     paths = {name: Path(folder) / name / f"{module}.txt" for name in names}
     found = {name: tokens(read_pairs(path)) for name, path in paths.items() if path.exists()}
@@ -194,9 +195,9 @@ def sentences(question):
 
 
 def comparison(folder, n=4000):
-    """Markdown: lengths (mean and standard deviation) and sentences of the files in `folder` and of n generated each."""
-    lines = ["| module | level | problems | question length: files | generated | answer length: files | generated | sentences:"
-             " files | generated | in one only |", "|---" * 10 + "|"]
+    """Markdown: lengths (mean, standard deviation) and sentences of the files in `folder` and of n generated each."""
+    lines = ["| module | level | problems | question length: files | generated | answer length: files | generated | "
+             "sentences: files | generated | in one only |", "|---" * 10 + "|"]
     for module, level in product(MODULES, LEVELS):
         real, ours = read_pairs(Path(folder) / f"train-{level}" / f"{module}.txt"), generate(module, level, n, seed=1)
         cells = [module, level, f"{len(real):,}"]

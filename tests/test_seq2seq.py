@@ -17,7 +17,7 @@ VARIANTS = [
 
 
 def make(n_layers_decoder=None, n_ra_decoder=None, **options):
-    """A small float64 model of the paper's kind in evaluation mode, its weights large enough that everything matters."""
+    """A small float64 model of the paper's kind in evaluation mode, its weights large enough that all matters."""
     torch.manual_seed(0)
     paper = dict(norm_first=False, final_norm=False, bias=True, activation="relu", position="sinusoidal",
                  symbols="relative")
@@ -100,7 +100,8 @@ def test_an_answer_is_the_likeliest_token_each_time_up_to_its_end():
 def test_the_loss_is_the_mean_over_the_characters_of_the_answers():
     m, questions, answers = make(), padded([5, 8, 3]), padded([6, 3, 4])
     logits, loss = m(questions, answers[:, :-1], answers[:, 1:])
-    one_by_one = [-logits[b, t].log_softmax(-1)[answers[b, t + 1]] for b, n in enumerate([6, 3, 4]) for t in range(n - 1)]
+    one_by_one = [-logits[b, t].log_softmax(-1)[answers[b, t + 1]]
+                  for b, n in enumerate([6, 3, 4]) for t in range(n - 1)]
     torch.testing.assert_close(loss, torch.stack(one_by_one).mean(), rtol=0, atol=1e-12)
     torch.testing.assert_close(m(questions, answers[:, :-1])[0], logits, rtol=0, atol=0)
 
@@ -108,8 +109,9 @@ def test_the_loss_is_the_mean_over_the_characters_of_the_answers():
 def test_without_relational_heads_it_is_pytorchs_transformer():
     m = make(n_ra=0, n_layers_decoder=3)
     names, options = ["weight", "bias"], dict(dropout=0.0, activation=KINDS["relu"], batch_first=True)
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 64, **options), 2, enable_nested_tensor=False).double()
-    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 4, 64, **options), 3).double()
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 64, **options), 2, enable_nested_tensor=False)
+    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 4, 64, **options), 3)
+    encoder, decoder = encoder.double(), decoder.double()
     copied = sum(p.numel() for p in (*m.embedding.parameters(), m.head.bias))      # used as they are
     with torch.no_grad():
         for ours, theirs in (*zip(m.encoder.blocks, encoder.layers), *zip(m.decoder.blocks, decoder.layers)):
