@@ -102,7 +102,10 @@ def draw_published(ax, module):
     top.tick_params(labelsize=8)
     for model, color in COLORS.items():
         curve = [(int(row["epoch"]), float(row["accuracy"])) for row in rows if row["model"] == model]
-        top.plot(*zip(*curve), color=color, ls="--", lw=1, alpha=0.8)
+        top.plot(*zip(*curve), color=color, ls="--", lw=1, alpha=0.8, label=f"published {model}")
+    top.set_xlim(0, 100)
+    ax.set_xlim(0)
+    top.legend(fontsize=6, loc="lower right")
 
 
 def main(argv=None):

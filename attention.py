@@ -95,7 +95,7 @@ class Cache:
     """
 
     def __init__(self, max_len):
-        self.max_len, self.length, self.buffers, self.fixed = max_len, {}, {}, {}
+        self.max_len, self.length, self.buffers, self.context = max_len, {}, {}, None
 
     def append(self, name, new):
         """`new` (B, heads, T, width) joins what is kept under `name`; returns all of it, (B, heads, S, width)."""
@@ -106,11 +106,11 @@ class Cache:
         self.buffers[name][:, :, start:start + T] = new
         return self.buffers[name][:, :, :start + T]
 
-    def once(self, name, make):
-        """What `make()` returned when `name` was first asked for: a context is read once, not for every new token."""
-        if name not in self.fixed:
-            self.fixed[name] = make()
-        return self.fixed[name]
+    def once(self, keys_and_values):
+        """Those of the context, computed at the first call only: a cache serves one context, which does not change."""
+        if self.context is None:
+            self.context = keys_and_values()
+        return self.context
 
     def __len__(self):
         return max(self.length.values(), default=0)
@@ -151,9 +151,7 @@ class Attention(nn.Module):
             k, v = keys_and_values(x)                                  # (B, G, S, d_h) each
             if cache is not None:
                 k, v = cache.append("k", k), cache.append("v", v)
-        elif cache is not None:
-            k, v = cache.once("context", lambda: keys_and_values(context))
         else:
-            k, v = keys_and_values(context)
+            k, v = cache.once(lambda: keys_and_values(context)) if cache is not None else keys_and_values(context)
         e = attend(q, k, v, causal=causal, mask=mask, dropout=self.dropout if self.training else 0.0)
         return self.W_o(merge_heads(e))

@@ -78,6 +78,12 @@ def labels(identities):
     """A name for each dict of options: its heads, as in 'DAT 4+4', and the options that set some of them apart."""
     names = dict.fromkeys(name for one in identities for name in one if name not in ("n_ra", "n_heads"))
     differing = [name for name in names if len({str(one[name]) for one in identities if name in one}) > 1]
+
+    def told_apart(by):
+        return len({tuple(str(one.get(name)) for name in ("n_ra", "n_heads", *by)) for one in identities})
+    without = [name for name in differing if name != "sha256"]
+    if told_apart(without) == told_apart(differing):                 # then no reader wants a checksum
+        differing = without
     return [", ".join([f"{'DAT' if one['n_ra'] else 'Transformer'} {one['n_heads'] - one['n_ra']}+{one['n_ra']}",
                        *(f"{name}={one[name]}" for name in differing if name in one)]) for one in identities]
 
@@ -214,7 +220,7 @@ def report(folders, out_dir, draw=draw):
 
     Unfinished runs are drawn, but stay out of the table: their last step is not the others'.
     """
-    runs = [load_run(Path(folder)) for folder in folders]
+    runs = [load_run(folder) for folder in dict.fromkeys(map(Path, folders))]          # none of them twice
     out_dir.mkdir(parents=True, exist_ok=True)
     draw(group_runs(runs), out_dir / "curves.png")
     finished = [run for run in runs if run["finished"]]

@@ -183,7 +183,10 @@ def init_weights(model, n_layers):
 
 
 def init_xavier(model, d_model):
-    """Vaswani et al.'s: uniform of variance 2 / (fan in + fan out), biases 0; embeddings N(0, 1/d_model)."""
+    """Vaswani et al.'s: uniform of variance 2 / (fan in + fan out), biases 0; embeddings N(0, 1/d_model).
+
+    W_r and symbols keep their start.
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

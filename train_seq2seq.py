@@ -24,8 +24,9 @@ from data import mathematics
 from data.mathematics import END, LONGEST_ANSWER, MODULES, PAD, START
 from model import Seq2SeqTransformer
 
-METRICS = ("val_loss", "char_accuracy", "exact_match")
-SCORED = 1000                               # problems of each level on which a finished model is scored
+MEASURED = ("val_loss", "char_accuracy", "exact_match")                # see evaluate
+HELD_OUT = 1000                             # generated problems of each level on which a finished model is scored
+CODE = ("train_seq2seq.py", *(f"data/{name}.py" for name in ("mathematics", "questions", "expressions", "algebra")))
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Config(TransformerConfig):
     data_dir: str = "data/cache"            # where downloads are kept
     train_size: int = 100_000               # generated: training problems
     val_size: int = 200                     # validation problems of each level
-    test_data: str = ""                     # score the trained models on the published files in this folder, too
+    test_data: str = ""                     # generated: score the models on the published files in this folder, too
     # how to train
     batch_size: int = 32                    # problems in one step
     max_steps: int = 2000                   # optimizer steps, and the horizon of the schedule
@@ -90,11 +91,18 @@ class Config(TransformerConfig):
             raise ValueError(f"n_ra_decoder={self.n_ra_decoder} with n_ra=0, the Transformer: give --n_ra, too")
         if self.n_ra_decoder is not None:
             decoder = {f.name: getattr(self, f.name) for f in fields(TransformerConfig)}
-            TransformerConfig(**decoder | {"n_ra": self.n_ra_decoder})         # what it refuses, is refused here
+            try:
+                TransformerConfig(**decoder | {"n_ra": self.n_ra_decoder})
+            except ValueError as error:
+                raise ValueError(f"the decoder cannot have --n_ra_decoder={self.n_ra_decoder}: {error}") from None
+        if self.test_data and self.data != "generated":
+            raise ValueError("--test_data is for models that learn from generated problems; others are tested on "
+                             "the files of their own --data")
 
 
-# The paper's three models and their training, for a GPU: 50 epochs of 2 million problems (authors' job files: 100
-# epochs, batch 512). The Transformer, relational heads in the encoder only, relational heads everywhere.
+# The paper's three models and their training, for a GPU: as many steps as 50 epochs of 2 million problems (authors'
+# job files: 100 epochs, batch 512). The Transformer, relational heads in the encoder only, relational heads everywhere.
+# All three in one figure: --preset=config2 --n_ra_decoder=4,0 --baseline; finished ones are reused.
 PAPER = dict(data="archive", level="all", batch_size=128, max_steps=781_250, learning_rate=6e-4, schedule="constant",
              warmup_steps=0, dropout=0.1, val_size=3000, eval_every=15_625, log_every=500, baseline=False)
 PRESETS = {"transformer": dict(n_ra=0, **PAPER), "config1": dict(n_ra=4, n_ra_decoder=0, **PAPER),
@@ -106,22 +114,30 @@ def make_model(cfg):
 
 
 @torch.no_grad()
+def answers_of(model, questions, device, dtype):
+    """What the model writes by itself, (B, 31): padded, so that answers of all batches have one width."""
+    with training.autocast(device, dtype):
+        answers = model.generate(questions, LONGEST_ANSWER + 1, start=START, end=END)
+    return F.pad(answers, (0, LONGEST_ANSWER + 1 - answers.size(1)))
+
+
+@torch.no_grad()
 def evaluate(model, problems, device, dtype, batch_size=256):
     """Loss per character, accuracy per character given the true ones before it, and share of answers that are right."""
     model.eval()
-    loss_sum = n = right = solved = 0
+    n_characters = loss_sum = right = solved = 0
     for rows in (problems[0] != PAD).sum(1).argsort().split(batch_size):           # similar lengths together
         questions, inputs, targets = (t.to(device) for t in mathematics.batch(problems, rows))
         with training.autocast(device, dtype):
             logits, loss = model(questions, inputs, targets)
-            answers = model.generate(questions, LONGEST_ANSWER + 1, start=START, end=END)
         counted = targets != PAD
-        n, loss_sum = n + counted.sum().item(), loss_sum + loss.item() * counted.sum().item()
+        n_characters += counted.sum().item()
+        loss_sum += loss.item() * counted.sum().item()
         right += ((logits.argmax(-1) == targets) & counted).sum().item()
-        answers, targets = (F.pad(t, (0, LONGEST_ANSWER + 1 - t.size(1))) for t in (answers, targets))
-        solved += (answers == targets).all(1).sum().item()
+        targets = F.pad(targets, (0, LONGEST_ANSWER + 1 - targets.size(1)))
+        solved += (answers_of(model, questions, device, dtype) == targets).all(1).sum().item()
     model.train()
-    return dict(zip(METRICS, (loss_sum / n, right / n, solved / len(problems[0]))))
+    return dict(zip(MEASURED, (loss_sum / n_characters, right / n_characters, solved / len(problems[0]))))
 
 
 def train(cfg, run, problems, val, device, dtype):
@@ -156,56 +172,49 @@ def train(cfg, run, problems, val, device, dtype):
 
 
 def score(run, sets, device, dtype):
-    """Evaluates the finished model on each set of problems, once; writes them to the run's scores.csv."""
+    """The finished model on each set of problems: prints what scores.csv has, and evaluates what it has not."""
     model = make_model(run.cfg).to(device)
     model.load_state_dict(training.load_checkpoint(run.folder / "last.pt")["model"])
-    rows = [{"problems": name, "n": len(problems[0]), **evaluate(model, problems, device, dtype)}
-            for name, problems in sets.items()]
-    with open(run.folder / "scores.csv", "w", newline="") as f:
-        writer = csv.DictWriter(f, ["problems", "n", *METRICS])
-        writer.writeheader()
-        writer.writerows(rows)
+    path, rows = run.folder / "scores.csv", []
+    known = {(row["problems"], row["sha256"]): row for row in read_rows(path)}
     print(f"\n{run.folder.name}, final model:")
-    for row in rows:
-        print(f"  {row['problems']:<20} {row['n']:>6} problems  loss {row['val_loss']:.4f}  characters "
-              f"{row['char_accuracy']:.4f}  exact {row['exact_match']:.4f}")
-    show_answers(model, next(iter(sets.values())), device)
+    for name, problems in sets.items():
+        digest = mathematics.digest(problems)
+        if not (row := known.get((name, digest))):
+            row = {"problems": name, "n": len(problems[0]), **evaluate(model, problems, device, dtype), "sha256": digest}
+        rows.append(row)
+        print(f"  {name:<24} {row['n']:>6} problems  loss {float(row['val_loss']):.4f}  characters "
+              f"{float(row['char_accuracy']):.4f}  exact {float(row['exact_match']):.4f}")
+    training.write_atomically(path, lambda path: write_rows(rows, path))
+    show_answers(model, next(iter(sets.values())), device, dtype)
 
 
-def final_problems(cfg, source, val):
-    """{name: problems} of each level: those held out of the files, or SCORED generated ones, which begin with val's."""
-    if source != "generated":
-        return {f"validation, {level}": problems for level, problems in val.items()}
-    return {f"validation, {level}": mathematics.tokens(mathematics.generate(cfg.module, level, SCORED, 0, "val"))
-            for level in val}
-
-
-def write_scores(folders, path):
-    """The scores of all these runs in one file."""
-    options = ("module", "n_ra", "n_ra_decoder", "seed")
-    with open(path, "w", newline="") as f:
-        writer = csv.writer(f)
-        writer.writerow([*options, "problems", "n", *METRICS])
-        for folder in folders:
-            run = compare.load_run(folder)
-            with open(folder / "scores.csv", newline="") as scores:
-                for row in csv.DictReader(scores):
-                    writer.writerow([*(run["options"][name] for name in options), *row.values()])
-
-
-def show_answers(model, problems, device, n=3):
-    """A few problems that the model solves, and a few that it misses."""
+def show_answers(model, problems, device, dtype, n=3):
+    """A few problems that the model solves, and a few that it misses, among the first 200."""
     rows = torch.arange(min(200, len(problems[0])))
     questions, _, targets = (t.to(device) for t in mathematics.batch(problems, rows))
-    answers = model.generate(questions, LONGEST_ANSWER + 1, start=START, end=END)
-    texts = [[mathematics.text(row) for row in table] for table in (questions, targets, answers)]
-    solved, missed = [], []
-    for question, target, answer in zip(*texts):
-        (solved if answer == target else missed).append((question, target, answer))
-    for question, target, answer in [*solved[:n], *missed[:n]]:
-        print(f"  {question}\n      {answer}" + ("   right" if answer == target else f"   wrong: {target}"))
-    if not solved:
-        print("  (none of the first 200 solved)")
+    answers = answers_of(model, questions, device, dtype)
+    is_right = (answers == F.pad(targets, (0, LONGEST_ANSWER + 1 - targets.size(1)))).all(1)
+    for which in (is_right, ~is_right):
+        for i in which.nonzero()[:n, 0]:
+            question, answer, target = (mathematics.text(table[i]) for table in (questions, answers, targets))
+            print(f"  {question}\n      {answer}" + ("   right" if is_right[i] else f"   wrong: {target}"))
+    if not is_right.any():
+        print(f"  (none of the first {len(rows)} solved)")
+
+
+def read_rows(path):
+    if not path.exists():
+        return []
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def write_rows(rows, path):
+    with open(path, "w", newline="") as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def count_parameters(cfg):
@@ -214,49 +223,70 @@ def count_parameters(cfg):
         return sum(p.numel() for p in make_model(cfg).parameters())
 
 
-def main(argv=None):
+def prepare(argv):
+    """-> the runs to make, where their data comes from, device and dtype. Whatever can be wrong is found here."""
     configs = training.parse_options(Config, PRESETS, argv)
-    with training.one_line_errors():
-        first = training.agreed(configs, ("data", "data_dir", "test_data", "out_dir", "paper"))
-        configs = [replace(cfg, module=module) for module in MODULES
-                   for cfg in configs if cfg.module in (module, "all")]
-        configs = training.with_baselines(configs, count_parameters)
-        modules = list(dict.fromkeys(cfg.module for cfg in configs))
-        source = mathematics.fetch(first.data_dir, modules) if first.data == "archive" else first.data
-        tests = {module: mathematics.tests(source, module) if source != "generated" else {} for module in modules}
+    first = training.agreed(configs, ("data", "data_dir", "test_data", "out_dir", "device", "dtype", "paper"))
+    configs = [replace(cfg, module=module) for module in MODULES for cfg in configs if cfg.module in (module, "all")]
+    configs = training.with_baselines(configs, count_parameters)
+    configs.sort(key=lambda cfg: (cfg.module, cfg.level, cfg.train_size, cfg.val_size))        # those on one set together
+    device, dtype, why = training.choose_device(first.device, first.dtype)
+    modules = sorted({cfg.module for cfg in configs})
+    source = str(mathematics.fetch(first.data_dir, modules)) if first.data == "archive" else first.data
+    for cfg in configs:
+        if source != "generated":
+            mathematics.training_files(source, cfg.module, cfg.level)
+            mathematics.test_files(source, cfg.module)
         if first.test_data:
-            for module in modules:
-                found = mathematics.tests(first.test_data, module, training_too=True)
-                tests[module] |= {f"{Path(first.test_data).name}/{name}": problems for name, problems in found.items()}
-    folders, loaded = [], None
+            mathematics.need_any(first.test_data, cfg.module)
+    print(f"mathematics, {source}; device: {why}")
+    return configs, source, device, dtype
+
+
+def held_out(cfg, source, val):
+    """{name: problems} for the finished model that learned from `source`, other than its training problems."""
+    if source != "generated":
+        return {**{f"held out, {level}": problems for level, problems in val.items()},
+                **mathematics.test_files(source, cfg.module)}
+    n = max(HELD_OUT, cfg.val_size)                                    # the first of them are val
+    return {f"held out, {level}": mathematics.tokens(mathematics.generate(cfg.module, level, n, 0, "val"))
+            for level in val}
+
+
+def main(argv=None):
+    with training.one_line_errors():
+        configs, source, device, dtype = prepare(argv)
+    folders = []
     for cfg in configs:
         with training.one_line_errors():
-            if loaded != (cfg.module, cfg.level):
-                print(f"\n{cfg.module}, {source}: reading")
-            problems, val, facts = mathematics.load(str(source), cfg.module, cfg.level, cfg.train_size, cfg.val_size)
-            if loaded != (cfg.module, cfg.level):
-                held_out = sum(len(v[0]) for v in val.values())
-                print(f"{len(problems[0]):,} training problems, {held_out:,} for validation")
-            loaded = cfg.module, cfg.level
-            device, dtype, why = training.choose_device(cfg.device, cfg.dtype)
-            if not folders:
-                print(f"device: {why}")
+            problems, val, facts = mathematics.load(source, cfg.module, cfg.level, cfg.train_size, cfg.val_size)
             facts = {**facts, "dtype": str(dtype)}                    # a result in bfloat16 is another one
-            code = ("train_seq2seq.py", "data/mathematics.py", "data/questions.py", "data/expressions.py",
-                    "data/algebra.py")
-            run = training.Run(cfg, code, facts, cfg.batch_size, METRICS, unit="problems")
+            run = training.Run(cfg, CODE, facts, cfg.batch_size, MEASURED, unit="problems")
             reusable = run.reusable()
         if not reusable:
-            together = tuple(torch.cat(tables) for tables in zip(*val.values()))
-            train(cfg, run, problems, together, device, dtype)
-        if not (reusable and (run.folder / "scores.csv").exists() and not cfg.test_data):
-            score(run, {**final_problems(cfg, source, val), **tests[cfg.module]}, device, dtype)
+            train(cfg, run, problems, tuple(torch.cat(tables) for tables in zip(*val.values())), device, dtype)
+        with training.one_line_errors():
+            sets = held_out(cfg, source, val)
+            if cfg.test_data:
+                name = Path(cfg.test_data).name
+                found = mathematics.unseen(cfg.test_data, cfg.module, problems)
+                sets |= {f"{name}/{file}": problems for file, problems in found.items()}
+            score(run, sets, device, dtype)
         folders.append(run.folder)
-    curves = Path(first.out_dir) / "curves.csv"
-    accuracy_curves.write_csv(folders, curves)
-    write_scores(folders, curves.with_name("scores.csv"))
-    compare.report(folders, curves.parent,
-                   lambda groups, path: accuracy_curves.draw(accuracy_curves.read_csv(curves), path, first.paper))
+    with training.one_line_errors():
+        report(list(dict.fromkeys(folders)), Path(configs[0].out_dir), configs[0].paper)
+    if all(cfg.n_ra for cfg in configs):
+        print("For the Transformer beside it, repeat the command with --baseline; what is finished is reused.")
+
+
+def report(folders, out_dir, paper):
+    """curves.csv and scores.csv of all these runs, curves.png and table.md."""
+    accuracy_curves.write_csv(folders, out_dir / "curves.csv")
+    options = [(folder, compare.load_run(folder)["options"]) for folder in folders]
+    write_rows([{**{name: o[name] for name in ("module", "level", "n_ra", "n_ra_decoder", "seed")}, **row}
+                for folder, o in options for row in read_rows(folder / "scores.csv")], out_dir / "scores.csv")
+    compare.report(folders, out_dir, lambda groups, path: accuracy_curves.draw(
+        accuracy_curves.read_csv(out_dir / "curves.csv"), path, paper))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def entropy_of(value):
 
 
 class Dice(random.Random):
-    """Python's generator (the same on every machine) with the benchmark's ways to choose numbers."""
+    """Python's generator with the benchmark's ways to choose numbers."""
 
     def integer(self, entropy, *, signed=True, min_abs=0, coprime_to=1):
         """One of about 10^entropy integers around 0 (above 0 if not signed), none smaller than min_abs."""
@@ -146,7 +146,10 @@ class Dice(random.Random):
 
 
 def bezout(a, b, c, t):
-    """The t-th x, y with a x + b y = c, where gcd(a, b) divides c; the 0-th is c times that of Euclid's algorithm."""
+    """The t-th x, y with a x + b y = c, where gcd(a, b) divides c.
+
+    x = c x0 + t b and y = c y0 - t a, where a x0 + b y0 = 1 comes from Euclid's algorithm.
+    """
     common = math.gcd(a, b, c)
     a, b, c = a // common, b // common, c // common
     if c == 0:
@@ -170,7 +173,7 @@ def multiply(f, g):
     result = {}
     for (m,), a in f.items():
         for (n,), b in g.items():
-            result[m + n,] = result.get((m + n,), 0) + a * b
+            result[(m + n,)] = result.get((m + n,), 0) + a * b
     return result
 
 
@@ -183,7 +186,7 @@ def integrate(grid, order):
     """A univariate grid whose derivative of that order is `grid`; the terms that vanish are left at 0."""
     result = {(n,): 0 for n in range(order)}
     for (n,), c in grid.items():
-        result[n + order,] = c / Fraction(math.prod(range(n + 1, n + order + 1)))
+        result[(n + order,)] = c / Fraction(math.prod(range(n + 1, n + order + 1)))
     return {powers: c.numerator if is_integer(c) else c for powers, c in result.items()}
 
 

@@ -99,11 +99,13 @@ def linear_system(dice, names, values, entropy, needs_constants):
         for i in range(n):
             row = [monomial(c, [names[j]], [1]) for j in range(n) for c in terms[i * n + j]]
             row += [monomial(-c, [], []) for c in terms[n * n + i]]
-            sides = [], []
+            left, right = [], []
             for term in row:
-                left = dice.random() < 0.5
-                sides[not left].append(term if left else Expression("negative", term))
-            equations.append(Expression("-", *(Expression("+", *(side or [0])) for side in sides)))
+                if dice.random() < 0.5:
+                    left.append(term)
+                else:
+                    right.append(Expression("negative", term))
+            equations.append(Expression("-", *(Expression("+", *(side or [0])) for side in (left, right))))
         if not needs_constants or any(equation.constants() for equation in equations):
             return equations
 
@@ -139,34 +141,35 @@ def operation(dice, value, count, entropy):
         x = dice.number(own) if count >= 3 else dice.integer(own)
         first = dice.random() < 0.5
         if op == "+":
-            parts = (x, value - x) if first else (value - x, x)
+            operands = (x, value - x) if first else (value - x, x)
         else:
-            parts = (x, x - value) if first else (value + x, x)
+            operands = (x, x - value) if first else (value + x, x)
     elif op == "*" and count <= 2:
         p, q = dice.split_factors(numerator)
         factor = 1 if count == 1 else dice.integer(own - freedom, min_abs=1, coprime_to=p)
-        parts = Fraction(p, factor * denominator), q * factor
+        operands = Fraction(p, factor * denominator), q * factor
     elif count >= 3:
+        # value = (p1 p2)/(q1 q2) = (r p1 / s q1) / (r q2 / s p2)
         p2, p1 = dice.split_factors(numerator)
         q1, q2 = dice.split_factors(denominator)
         own -= freedom + sum(math.log10(exponent + 1) for exponent in algebra.factors(denominator).values())
         entropy_r = dice.uniform(0, own)
         r = dice.integer(entropy_r, min_abs=1, coprime_to=q1 * p2)
         s = dice.integer(own - entropy_r, signed=False, min_abs=1, coprime_to=p1 * q2)
-        parts = Fraction(r * p1, s * q1), (Fraction(r * q2, s * p2) if op == "/" else Fraction(s * p2, r * q2))
+        operands = Fraction(r * p1, s * q1), (Fraction(r * q2, s * p2) if op == "/" else Fraction(s * p2, r * q2))
     elif count == 2:
         upper = numerator == 0 or dice.random() < 0.5
         x = dice.integer(own, min_abs=1, coprime_to=denominator if upper else numerator)
-        parts = (Fraction(x * numerator, denominator), x) if upper else (x, Fraction(x * denominator, numerator))
+        operands = (Fraction(x * numerator, denominator), x) if upper else (x, Fraction(x * denominator, numerator))
     else:
         x = dice.integer(own, min_abs=1)
-        parts = numerator * x, denominator * x
+        operands = numerator * x, denominator * x
     if op == "*" and dice.random() < 0.5:
-        parts = parts[::-1]
-    fractions = [not is_integer(part) for part in parts]
+        operands = operands[::-1]
+    fractions = [not is_integer(part) for part in operands]
     counts = [n + f for n, f in zip(dice.parts(count - 1 - sum(fractions), 2), fractions)]
     return Expression(op, *(operation(dice, part if f else int(part), n, e)
-                            for part, f, n, e in zip(parts, fractions, counts, dice.shares(entropy, counts))))
+                            for part, f, n, e in zip(operands, fractions, counts, dice.shares(entropy, counts))))
 
 
 def with_brackets(dice, x, degree, entropy, length, brackets=True):
@@ -177,23 +180,24 @@ def with_brackets(dice, x, degree, entropy, length, brackets=True):
         grid = dice.grid([degree], entropy / 2, max_terms=length)
         return sum_of(dice, dice.spread(grid, entropy / 2, length), [x]), grid
     n = dice.randint(1, length - 1)
-    e, f = dice.shares(entropy, [n, length - n])
+    left_share, right_share = dice.shares(entropy, [n, length - n])
     if dice.random() < 0.5:
         while True:
-            left, right = (with_brackets(dice, x, degree, e, n), with_brackets(dice, x, degree, f, length - n, False))
+            left, f = with_brackets(dice, x, degree, left_share, n)
+            right, g = with_brackets(dice, x, degree, right_share, length - n, False)
             if dice.random() < 0.5:
                 left, right = right, left
-            total = algebra.add(left[1], right[1])
+            total = algebra.add(f, g)
             if algebra.degree(total) == degree:                      # else the highest powers cancel: again
-                return Expression("+", left[0], right[0]), total
+                return Expression("+", left, right), total
     # the degree of a factor, rather between 0 and that of the product than at the ends
     d = dice.randint(0, degree) if degree <= 1 or dice.random() < 0.5 else dice.randint(1, degree - 1)
     factors = []
-    for d, e, n in ((d, e, n), (degree - d, f, length - n)):
+    for its_degree, share, its_length in ((d, left_share, n), (degree - d, right_share, length - n)):
         while True:
-            factor = with_brackets(dice, x, d, e, n, False)
-            if d or any(factor[1].values()):                         # not 0
+            factor, grid = with_brackets(dice, x, its_degree, share, its_length, False)
+            if its_degree or any(grid.values()):                     # not 0
                 break
-        factors.append(factor)
+        factors.append((factor, grid))
     (left, f), (right, g) = factors
     return Expression("*", left, right), algebra.multiply(f, g)

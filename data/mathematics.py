@@ -4,7 +4,7 @@
     python -m data.mathematics --compare=FOLDER            generated questions beside the files in FOLDER
 
 generate() makes them by the benchmark's rules (questions.py). A question belongs to validation if and only if a hash of
-what it asks says so, whatever its words and letters: training and validation are disjoint by construction.
+its canonical form says so: training and validation are disjoint by construction, whatever words and letters are used.
 Tokens are characters; questions have at most 160 of them, answers 30.
 """
 import hashlib
@@ -31,7 +31,7 @@ LONGEST_QUESTION, LONGEST_ANSWER = 160, 30
 
 
 def generate(module, level, n, seed, split="train"):
-    """n (question, answer) strings, a function of the arguments alone. split: "train" or "val".
+    """n (question, answer) strings, a function of the arguments alone (and of Python's `random`). split: train or val.
 
     Levels cut the benchmark's range of entropies, 3 to 10, in three: numbers are chosen among 10^3 ... 10^10.
     """
@@ -54,24 +54,73 @@ def split_of(question):
     return "train" if int.from_bytes(hashlib.sha256(canonical(question).encode()).digest()[:8], "big") % 10 else "val"
 
 
+SEQUENCE = re.compile(r"[^\d-]*(-?\d+(?:, -?\d+)*)\?")
+EQUATION = re.compile(r"Solve (.+) = (.+) for \w\.")
 DERIVATIVE = re.compile(r"(?:(?:Find|What is) the (?:(\w+) )?derivative of|Differentiate) "
                         r"(.+?)(?: (?:wrt|with respect to) (\w))?[.?]")
-WORDING = re.compile(r"What (is|comes)|next|the|term|in|Calculate|Give|Determine|[?:.]")
+TERM = r"(?:(?:[a-z]|\d+)\*)?[a-z]\([a-z]\)"
+COMBINATION = re.compile(rf"(.* )(-?)({TERM}) ([+-]) ({TERM}[.?])")     # 3*f(x) - g(x), whose order hangs on the letters
+WORDING = re.compile(r"What is|Calculate|Give|Determine|[?.]")
 
 
 def canonical(question):
-    """What is asked: without its wording, the order of its sentences and the names of its letters."""
-    if derivative := DERIVATIVE.fullmatch(question):
-        order, function, x = derivative.groups()
-        letters = sorted(set(re.findall("[a-z]", function)))
-        terms = [re.split(r"(?<!\*)\*(?!\*)", term) for term in function.replace("- ", "-").replace("+ ", "").split()]
+    """The problem itself: one string for all wordings, names of letters, and orders of sentences.
 
-        def renamed(names):
-            new = dict(zip(letters, names))
-            return (new.get(x or letters[0], "") if letters else "", *sorted(
-                "*".join(sorted(re.sub("[a-z]", lambda m: new[m[0]], factor) for factor in term)) for term in terms))
-        return f"{order or 'first'} {min(renamed(names) for names in permutations('abcd'[:len(letters)]))}"
-    *story, ask = re.split(r"(?<=[.?]) ", question)
+    Also for all orders of the terms, where they are sorted by letters; for an equation with its terms moved; and for a
+    sequence with more or fewer terms, in which another's answer may stand.
+    """
+    if sequence := SEQUENCE.fullmatch(question):
+        return str(differences([int(n) for n in sequence[1].split(", ")]))
+    if equation := EQUATION.fullmatch(question):
+        return canonical_equation(*equation.groups())
+    if derivative := DERIVATIVE.fullmatch(question):
+        return canonical_derivative(*derivative.groups())
+    sentences = re.split(r"(?<=[.?]) ", question)
+    return min(canonical_story(version) for version in product(*map(both_orders, sentences)))
+
+
+def differences(terms):
+    """What determines a polynomial: the first term, the first difference, and so on until they are constant."""
+    heads = [terms[0]]
+    while any(term != terms[0] for term in terms):
+        terms = [right - left for left, right in zip(terms, terms[1:])]
+        heads.append(terms[0])
+    return heads
+
+
+def canonical_equation(left, right):
+    """All terms on one side, sorted; of the two ways to do that, which differ in all signs, the smaller."""
+    terms = [re.sub("[a-z]", "x", side).replace("- ", "-").replace("+ ", "").split() for side in (left, right)]
+
+    def negated(side):
+        return [term[1:] if term[0] == "-" else "-" + term for term in side]
+    ways = [[*terms[0], *negated(terms[1])], [*negated(terms[0]), *terms[1]]]
+    return " ".join(min(sorted(term for term in way if term not in ("0", "-0")) for way in ways))
+
+
+def canonical_derivative(order, function, x):
+    """The smallest of all ways to name the letters, in any order of the terms and factors."""
+    letters = sorted(set(re.findall("[a-z]", function)))
+    terms = [re.split(r"(?<!\*)\*(?!\*)", term) for term in function.replace("- ", "-").replace("+ ", "").split()]
+
+    def renamed(names):
+        new = dict(zip(letters, names))
+        return (new.get(x or letters[0], "") if letters else "", *sorted(
+            "*".join(sorted(re.sub("[a-z]", lambda m: new[m[0]], factor) for factor in term)) for term in terms))
+    return f"{order or 'first'} {min(renamed(names) for names in permutations('abcd'[:len(letters)]))}"
+
+
+def both_orders(sentence):
+    """[f + g, g + f] for a sentence that ends in such a combination; else the sentence alone."""
+    if not (found := COMBINATION.fullmatch(sentence)):
+        return [sentence]
+    start, minus, first, sign, second = found.groups()
+    return [sentence, f"{start}{sign.strip('+')}{second[:-1]} {minus or '+'} {first}{second[-1]}"]
+
+
+def canonical_story(sentences):
+    """Sentences sorted, then letters named as they come; those alike but for their letters are tried in every order."""
+    *story, ask = sentences
 
     def nameless(sentence):
         return re.sub(r"\b[a-z]\b", "x", sentence)
@@ -80,7 +129,7 @@ def canonical(question):
         new = {}
         text = " ".join([*chain(*order), WORDING.sub("", ask)])
         return " ".join(re.sub(r"\b[a-z]\b", lambda m: new.setdefault(m[0], f"{len(new)}'"), text).split())
-    groups = groupby(sorted(story, key=nameless), key=nameless)      # alike but for their letters: try every order
+    groups = groupby(sorted(story, key=nameless), key=nameless)
     return min(renamed(order) for order in product(*(list(permutations(group)) for _, group in groups)))
 
 
@@ -100,17 +149,26 @@ def fetch(data_dir, modules):
     return top
 
 
-def read_pairs(path):
-    """(question, answer) strings of one published file, which alternate in its lines. ValueError says what is wrong."""
+def need(path):
+    """The path, of a file that is there; else ValueError."""
     if not path.exists():
         raise ValueError(f"no file {path}: give a folder laid out as the archive: train-easy/{MODULES[0]}.txt etc.")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    return path
+
+
+def read_pairs(path):
+    """(question, answer) strings of one published file, which alternate in its lines. ValueError says what is wrong."""
+    lines = need(path).read_bytes().decode("utf-8", errors="replace").replace("\r\n", "\n").split("\n")
+    if lines[-1] == "":                                              # the last line ends, too
+        lines.pop()
     if not lines or len(lines) % 2:
         raise ValueError(f"{path}: {len(lines)} lines, but questions and answers should alternate")
     for number, text in enumerate(lines, 1):
         kind, longest = ("an answer", LONGEST_ANSWER) if number % 2 == 0 else ("a question", LONGEST_QUESTION)
         if not 0 < len(text) <= longest:
             raise ValueError(f"{path}, line {number}: {kind} has 1 to {longest} characters, not {len(text)}")
+        if text != text.strip():
+            raise ValueError(f"{path}, line {number}: blanks around {kind}")
         if foreign := re.search("[^ -~]", text):
             raise ValueError(f"{path}, line {number}: {foreign[0]!r} is not in the vocabulary of printable ASCII")
     return list(zip(lines[0::2], lines[1::2]))
@@ -156,32 +214,64 @@ def load(data, module, level, train_size, val_size):
 
     data: "generated", or a folder laid out as the archive. There, too, the hash says which are for validation.
     """
+    print(f"\n{module}, {level}: {'generating' if data == 'generated' else 'reading'} problems")
     train, val = [], {}
     for one in LEVELS if level == "all" else (level,):
         if data == "generated":
             train += generate(module, one, math.ceil(train_size / (len(LEVELS) if level == "all" else 1)), seed=0)
             val[one] = generate(module, one, val_size, seed=0, split="val")
         else:
-            pairs = read_pairs(Path(data) / f"train-{one}" / f"{module}.txt")
+            pairs = read_pairs(*training_files(data, module, one))
             train += [pair for pair in pairs if split_of(pair[0]) == "train"]
             val[one] = [pair for pair in pairs if split_of(pair[0]) == "val"][:val_size]
         if not (train and val[one]):
             raise ValueError(f"{data}: too few {one} questions of {module} to hold a tenth out for validation")
     train, val = tokens(train), {one: tokens(pairs) for one, pairs in val.items()}
-    digest = hashlib.sha256()
-    for table in (*train, *(table for problems in val.values() for table in problems)):
-        digest.update(table.numpy().tobytes())
-    return train, val, {"data": data if data == "generated" else Path(data).name, "sha256": digest.hexdigest(),
-                        "training_pairs": len(train[0])}
+    n = sum(len(problems[0]) for problems in val.values())
+    print(f"{len(train[0]):,} training problems, {n:,} for validation")
+    return train, val, {"data": data if data == "generated" else Path(data).name,
+                        "sha256": digest(train, *val.values()), "training_pairs": len(train[0])}
 
 
-def tests(folder, module, training_too=False):
-    """{name: problems} of a module's test files in a folder laid out as the archive; on demand, training files."""
-    names = [f"train-{level}" for level in LEVELS] * training_too + list(TESTS)
-    paths = {name: Path(folder) / name / f"{module}.txt" for name in names}
-    found = {name: tokens(read_pairs(path)) for name, path in paths.items() if path.exists()}
-    if training_too and not found:
+def digest(*sets):
+    """SHA-256 of some problems, in hex."""
+    return hashlib.sha256(b"".join(table.numpy().tobytes() for problems in sets for table in problems)).hexdigest()
+
+
+def training_files(folder, module, level):
+    """Paths of the training files of a module in a folder laid out as the archive. ValueError if one is missing."""
+    return [need(Path(folder) / f"train-{one}" / f"{module}.txt") for one in (LEVELS if level == "all" else (level,))]
+
+
+def test_files(folder, module):
+    """{name: problems} of a module's test files in a folder laid out as the archive."""
+    paths = {name: Path(folder) / name / f"{module}.txt" for name in TESTS}
+    return {name: tokens(read_pairs(path)) for name, path in paths.items() if path.exists()}
+
+
+def need_any(folder, module):
+    """{name: path} of all of a module's files in a folder laid out as the archive. ValueError if there are none."""
+    names = [*(f"train-{level}" for level in LEVELS), *TESTS]
+    paths = {name: path for name in names if (path := Path(folder) / name / f"{module}.txt").exists()}
+    if not paths:
         raise ValueError(f"no {module}.txt in {', '.join(names)} of {folder}")
+    return paths
+
+
+def unseen(folder, module, train, at_most=2000):
+    """{name: problems} of all of a module's files there, without those that occur in training.
+
+    For a model that learned from generated problems, the benchmark's training problems are as new as its others; but
+    there are not many easy problems, and some stand in both. at_most: so many of a training file, its first ones.
+    """
+    seen = {canonical(text(row)) for row in train[0]}
+    found = {}
+    for name, path in need_any(folder, module).items():
+        pairs = read_pairs(path)[:None if name in TESTS else at_most]
+        new = [pair for pair in pairs if canonical(pair[0]) not in seen]
+        print(f"{path}: {len(pairs) - len(new):,} of {len(pairs):,} problems occur in training and are left out")
+        if new:
+            found[name] = tokens(new)
     return found
 
 

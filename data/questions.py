@@ -117,8 +117,8 @@ class Writer:
             c = dice.integer(share) + (round(Fraction(missing, x ** n)) if x else 0)
             if c == 0 and n == degree:
                 c = dice.choice([-1, 1])
-            grid[n,], missing = c, missing - c * x ** n
-        grid[0,] = missing
+            grid[(n,)], missing = c, missing - c * x ** n
+        grid[(0,)] = missing
         (f, x), story = self.define([dict(sorted(grid.items())), x], modules, rest)
         name = self.letters.pop()
         return Entity(name, story, f"Let {name} be {f.handle}({x.handle}).")

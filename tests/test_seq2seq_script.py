@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def few_scored(monkeypatch):
-    monkeypatch.setattr(train_seq2seq, "SCORED", 20)
+    monkeypatch.setattr(train_seq2seq, "HELD_OUT", 20)
 
 
 def rows_of(path):
@@ -52,7 +52,7 @@ def test_problems_learned_by_heart_are_solved(tmp_path, capsys):
     scores = evaluate(model, problems, CPU, torch.float32)
     assert scores["char_accuracy"] == scores["exact_match"] == 1 and scores["val_loss"] < 0.3
     capsys.readouterr()
-    train_seq2seq.show_answers(model, problems, CPU)
+    train_seq2seq.show_answers(model, problems, CPU, torch.float32)
     assert capsys.readouterr().out.count("   right") == 3
 
 
@@ -83,12 +83,13 @@ def test_the_figures_are_those_of_a_loop_over_single_problems():
     # the model's own answers, taken for the truth, are all right: up to an END that it may never write
     own = mathematics.tokens([(question, text[:30]) for (question, _), text in zip(pairs, answered)])
     wrote_end = [len(text) <= 30 for text in answered]
+    assert 0 < sum(wrote_end) < len(pairs)
     assert evaluate(model, own, CPU, torch.float32)["exact_match"] == sum(wrote_end) / len(pairs)
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
-def test_a_plain_run_trains_both_scores_them_and_is_reused(tmp_path, capsys):
+def test_a_plain_run_trains_both_scores_them_and_is_reused(tmp_path, capsys, monkeypatch):
     args = [*TINY, f"--out_dir={tmp_path}"]
     train_seq2seq.main(args)
     shown = capsys.readouterr().out
@@ -102,20 +103,26 @@ def test_a_plain_run_trains_both_scores_them_and_is_reused(tmp_path, capsys):
         assert [(r["step"], r["problems"], bool(r["exact_match"])) for r in rows] == [
             ("0", "0", True), ("2", "8", False), ("4", "16", True), ("6", "24", False), ("8", "32", True)]
         score, = rows_of(folder / "scores.csv")
-        assert score["problems"] == "validation, easy" and score["n"] == "20" and 0 < float(score["val_loss"]) < 6
+        assert score["problems"] == "held out, easy" and score["n"] == "20" and 0 < float(score["val_loss"]) < 6
         curve = [r for r in rows_of(tmp_path / "curves.csv") if r["n_ra"] == folder.name[6]]
         assert [(r["step"], r["char_accuracy"]) for r in curve] == [
             (r["step"], f"{float(r['char_accuracy']):.6g}") for r in rows if r["char_accuracy"]]
-        what = {"module": "algebra__sequence_next_term", "n_ra": folder.name[6], "n_ra_decoder": "", "seed": "1"}
+        what = {"module": "algebra__sequence_next_term", "level": "easy", "n_ra": folder.name[6], "n_ra_decoder": "", "seed": "1"}
         assert [{**score, **what}] == [
             row for row in rows_of(tmp_path / "scores.csv") if row["n_ra"] == folder.name[6]]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert "| character accuracy | exact match | seeds |" in shown and "problems/s" in shown
-    assert shown.count("wrong: ") + shown.count("   right") >= 6
-    stamps = [p.stat().st_mtime_ns for f in folders for p in (f / "last.pt", f / "scores.csv")]
-    train_seq2seq.main(args)
-    assert capsys.readouterr().out.count(": reused") == 2
-    assert [p.stat().st_mtime_ns for f in folders for p in (f / "last.pt", f / "scores.csv")] == stamps
+    assert shown.count("wrong: ") + shown.count("   right") >= 6 and "the Transformer beside it" not in shown
+    stamps = [(f / "last.pt").stat().st_mtime_ns for f in folders]
+    with monkeypatch.context() as m:
+        m.setattr(train_seq2seq, "evaluate", None)                   # neither trained nor evaluated again
+        train_seq2seq.main([*args, "--baseline=True,False"])
+    shown = capsys.readouterr().out
+    assert shown.count(": reused") == 3 and shown.count("held out, easy") == 3
+    assert [(f / "last.pt").stat().st_mtime_ns for f in folders] == stamps
+    assert all(row.endswith("| 1 |") for row in (tmp_path / "table.md").read_text().splitlines()[2:4])   # one seed
+    train_seq2seq.main([*args, "--dtype=bfloat16", "--n_ra=2"])
+    assert ": reused" not in capsys.readouterr().out                   # another dtype is another result
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
@@ -183,12 +190,62 @@ def test_files_are_learned_from_and_tested_on(tmp_path, capsys):
     train_seq2seq.main([*args, f"--data={data}"])
     scores, = (tmp_path / "out").glob("*/scores.csv")
     assert [(row["problems"], row["n"]) for row in rows_of(scores)] == [
-        ("validation, easy", "5"), ("validation, medium", "5"), ("validation, hard", "5"), ("interpolate", "7")]
-    train_seq2seq.main([*args, f"--test_data={data}"])                 # generated; then scored on the files, too
-    scores, = set((tmp_path / "out").glob("*/scores.csv")) - {scores}
-    names = [row["problems"] for row in rows_of(scores)]
-    assert names[3:] == [f"mine/{name}" for name in ("train-easy", "train-medium", "train-hard", "interpolate")]
-    assert [row["n"] for row in rows_of(scores)] == ["20"] * 3 + ["35"] * 3 + ["7"]
+        ("held out, easy", "5"), ("held out, medium", "5"), ("held out, hard", "5"), ("interpolate", "7")]
+    assert "repeat the command with --baseline" in capsys.readouterr().out
+    write(data / "interpolate/polynomials__add.txt", mathematics.generate("polynomials__add", "hard", 8, seed=6))
+    train_seq2seq.main([*args, f"--data={data}"])                      # the test file is another: scored again
+    assert ": reused" in capsys.readouterr().out and [row["n"] for row in rows_of(scores)] == ["5", "5", "5", "8"]
+
+
+def test_a_model_of_generated_problems_is_scored_on_files_that_it_has_not_seen(tmp_path, capsys):
+    cfg, = training.parse_options(Config, PRESETS, args := [
+        *TINY, "--max_steps=2", "--baseline=False", f"--out_dir={tmp_path / 'out'}", "--module=polynomials__expand"])
+    seen = mathematics.generate(cfg.module, "easy", 30, seed=0)
+    new = mathematics.generate(cfg.module, "easy", 11, seed=5, split="val")
+    renamed = [(re.sub(r"\b[a-z]\b", "w", question), re.sub(r"\b[a-z]\b", "w", answer)) for question, answer in seen]
+    write(tmp_path / "mine/train-easy/polynomials__expand.txt", [*renamed[:6], *new])
+    train_seq2seq.main(args)
+    weights = (next((tmp_path / "out").glob("*/last.pt"))).stat().st_mtime_ns
+    train_seq2seq.main([*args, f"--test_data={tmp_path / 'mine'}"])
+    assert "train-easy/polynomials__expand.txt: 6 of 17 problems occur in training" in capsys.readouterr().out
+    scores, = (tmp_path / "out").glob("*/scores.csv")
+    assert [(row["problems"], row["n"]) for row in rows_of(scores)] == [("held out, easy", "20"), ("mine/train-easy", "11")]
+    model, _ = trained(cfg)
+    expected = evaluate(model, mathematics.tokens(new), CPU, torch.float32)
+    assert {name: float(rows_of(scores)[1][name]) for name in expected} == pytest.approx(expected)
+    assert next((tmp_path / "out").glob("*/last.pt")).stat().st_mtime_ns == weights
+
+
+def test_the_final_model_is_scored_on_problems_that_were_held_out(tmp_path):
+    cfg, = training.parse_options(Config, PRESETS, [*TINY, "--level=all", "--module=polynomials__add"])
+    train, val, _ = mathematics.load("generated", cfg.module, "all", 30, 6)
+    sets = train_seq2seq.held_out(cfg, "generated", val)
+    assert [len(problems[0]) for problems in sets.values()] == [20] * 3
+    learned = {mathematics.canonical(mathematics.text(row)) for row in train[0]}
+    for problems, first in zip(sets.values(), val.values()):
+        questions = [mathematics.text(row) for row in problems[0]]
+        assert questions[:6] == [mathematics.text(row) for row in first[0]]
+        assert all(mathematics.split_of(q) == "val" and mathematics.canonical(q) not in learned for q in questions)
+
+
+def test_validation_is_over_all_levels_without_dropout_and_scores_are_of_the_last_step(tmp_path):
+    args = [*TINY, "--level=all", "--dropout=0.5", "--baseline=False", "--val_size=20", "--learning_rate=0.05",
+            "--schedule=constant", f"--out_dir={tmp_path}"]
+    train_seq2seq.main(args)
+    cfg, = training.parse_options(Config, PRESETS, args)
+    model, (_, val, _) = trained(cfg)
+    together = tuple(torch.cat(tables) for tables in zip(*val.values()))
+    expected = evaluate(model.train(), together, CPU, torch.float32)
+    folder, = (p.parent for p in tmp_path.glob("*/last.pt"))
+    last = rows_of(folder / "log.csv")[-1]
+    assert {name: float(last[name]) for name in expected} == pytest.approx(expected)
+    easy, = [row for row in rows_of(folder / "scores.csv") if row["problems"] == "held out, easy"]
+    expected = evaluate(model, val["easy"], CPU, torch.float32)       # 20 of each: those of the validation
+    assert {name: float(easy[name]) for name in expected} == pytest.approx(expected)
+    best = torch.load(folder / "best.pt", weights_only=True)
+    assert best["step"] < 8                                           # so that "last" was put to the test
+    optimizer = torch.load(folder / "last.pt", weights_only=True)["optimizer"]
+    assert {group["lr"] for group in optimizer["param_groups"]} == {0.05}
 
 
 def write(path, pairs):
@@ -226,6 +283,10 @@ def test_one_transformer_is_the_baseline_of_both_configurations():
     ("--module=algebra__linear1d", "did you mean algebra__linear_1d"),
     ("--n_ra_decoder=9", "only n_heads=8 heads"),
     ("--n_ra=0 --n_ra_decoder=2", "n_ra_decoder=2 with n_ra=0"),
+    ("--n_ra_decoder=2 --n_kv_heads=4", "the decoder cannot have --n_ra_decoder=2: n_kv_heads=4"),
+    ("--data=nowhere --test_data=x", "--test_data is for models that learn from generated problems"),
+    ("--device=cpu,abacus", "device=cpu,abacus cannot"),
+    ("--dtype=float32,bfloat16", "--dtype: give one value, not a list"),
     ("--max_len=100", "its longest question has 160"),
     ("--vocab_size=5", "the data's characters are 98"),
     ("--beta2=1", "must be below 1"),
