@@ -79,10 +79,10 @@ def labels(identities):
     names = dict.fromkeys(name for one in identities for name in one if name not in ("n_ra", "n_heads"))
     differing = [name for name in names if len({str(one[name]) for one in identities if name in one}) > 1]
 
-    def told_apart(by):
-        return len({tuple(str(one.get(name)) for name in ("n_ra", "n_heads", *by)) for one in identities})
+    def kinds(by):
+        return len({tuple(str(one.get(name)) for name in by) for one in identities})
     without = [name for name in differing if name != "sha256"]
-    if told_apart(without) == told_apart(differing):                 # then no reader wants a checksum
+    if kinds(without) == kinds(differing):                           # then no reader wants a checksum
         differing = without
     return [", ".join([f"{'DAT' if one['n_ra'] else 'Transformer'} {one['n_heads'] - one['n_ra']}+{one['n_ra']}",
                        *(f"{name}={one[name]}" for name in differing if name in one)]) for one in identities]

@@ -181,7 +181,8 @@ def score(run, sets, device, dtype):
     for name, problems in sets.items():
         digest = mathematics.digest(problems)
         if not (row := known.get((name, digest))):
-            row = {"problems": name, "n": len(problems[0]), **evaluate(model, problems, device, dtype), "sha256": digest}
+            scores = evaluate(model, problems, device, dtype)
+            row = {"problems": name, "n": len(problems[0]), **scores, "sha256": digest}
         rows.append(row)
         print(f"  {name:<24} {row['n']:>6} problems  loss {float(row['val_loss']):.4f}  characters "
               f"{float(row['char_accuracy']):.4f}  exact {float(row['exact_match']):.4f}")
@@ -229,7 +230,7 @@ def prepare(argv):
     first = training.agreed(configs, ("data", "data_dir", "test_data", "out_dir", "device", "dtype", "paper"))
     configs = [replace(cfg, module=module) for module in MODULES for cfg in configs if cfg.module in (module, "all")]
     configs = training.with_baselines(configs, count_parameters)
-    configs.sort(key=lambda cfg: (cfg.module, cfg.level, cfg.train_size, cfg.val_size))        # those on one set together
+    configs.sort(key=lambda cfg: (cfg.module, cfg.level, cfg.train_size, cfg.val_size))    # those on one set together
     device, dtype, why = training.choose_device(first.device, first.dtype)
     modules = sorted({cfg.module for cfg in configs})
     source = str(mathematics.fetch(first.data_dir, modules)) if first.data == "archive" else first.data

@@ -59,7 +59,7 @@ EQUATION = re.compile(r"Solve (.+) = (.+) for \w\.")
 DERIVATIVE = re.compile(r"(?:(?:Find|What is) the (?:(\w+) )?derivative of|Differentiate) "
                         r"(.+?)(?: (?:wrt|with respect to) (\w))?[.?]")
 TERM = r"(?:(?:[a-z]|\d+)\*)?[a-z]\([a-z]\)"
-COMBINATION = re.compile(rf"(.* )(-?)({TERM}) ([+-]) ({TERM}[.?])")     # 3*f(x) - g(x), whose order hangs on the letters
+COMBINATION = re.compile(rf"(.* )(-?)({TERM}) ([+-]) ({TERM}[.?])")     # 3*f(x) - g(x): its order hangs on the letters
 WORDING = re.compile(r"What is|Calculate|Give|Determine|[?.]")
 
 

@@ -185,3 +185,19 @@ def test_sequences_beyond_max_len_are_refused():
         m(padded([13]), padded([3]))
     with pytest.raises(ValueError, match="13 tokens, but max_len=12"):
         m.generate(padded([3]), 20, start=START, end=-1)
+
+
+def test_initial_values_are_those_of_vaswani_et_al():
+    torch.manual_seed(0)
+    m = Seq2SeqTransformer(TransformerConfig(vocab_size=98, d_model=128, n_layers=2, d_ff=256, bias=True))
+    assert m.head.weight is m.embedding.weight
+    assert m.embedding.weight.std().item() == pytest.approx(128 ** -0.5, rel=0.02)
+    for name, module in m.named_modules():
+        if isinstance(module, nn.Linear) and name != "head":
+            bound = (6 / (module.in_features + module.out_features)) ** 0.5
+            assert 0.99 * bound < module.weight.abs().max() <= bound, name
+            assert module.weight.std().item() == pytest.approx(bound / 3 ** 0.5, rel=0.05), name
+        if isinstance(module, nn.Linear):
+            assert not module.bias.any(), name
+    untied = Seq2SeqTransformer(TransformerConfig(tie_embeddings=False))
+    assert untied.head.weight is not untied.embedding.weight

@@ -62,6 +62,7 @@ def test_the_figures_are_those_of_a_loop_over_single_problems():
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(3)
+        model.head.bias[END] = 30.0                                    # so that some answers end, and some do not
     pairs = mathematics.generate("polynomials__expand", "easy", 12, seed=1)
     problems = mathematics.tokens(pairs)
     losses, right = [], []
@@ -107,7 +108,8 @@ def test_a_plain_run_trains_both_scores_them_and_is_reused(tmp_path, capsys, mon
         curve = [r for r in rows_of(tmp_path / "curves.csv") if r["n_ra"] == folder.name[6]]
         assert [(r["step"], r["char_accuracy"]) for r in curve] == [
             (r["step"], f"{float(r['char_accuracy']):.6g}") for r in rows if r["char_accuracy"]]
-        what = {"module": "algebra__sequence_next_term", "level": "easy", "n_ra": folder.name[6], "n_ra_decoder": "", "seed": "1"}
+        what = {"module": "algebra__sequence_next_term", "level": "easy", "n_ra": folder.name[6], "n_ra_decoder": "",
+                "seed": "1"}
         assert [{**score, **what}] == [
             row for row in rows_of(tmp_path / "scores.csv") if row["n_ra"] == folder.name[6]]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
@@ -120,7 +122,8 @@ def test_a_plain_run_trains_both_scores_them_and_is_reused(tmp_path, capsys, mon
     shown = capsys.readouterr().out
     assert shown.count(": reused") == 3 and shown.count("held out, easy") == 3
     assert [(f / "last.pt").stat().st_mtime_ns for f in folders] == stamps
-    assert all(row.endswith("| 1 |") for row in (tmp_path / "table.md").read_text().splitlines()[2:4])   # one seed
+    rows = (tmp_path / "table.md").read_text().splitlines()[2:4]
+    assert all(row.endswith("| 1 |") for row in rows)                 # one seed, although the DAT was asked for twice
     train_seq2seq.main([*args, "--dtype=bfloat16", "--n_ra=2"])
     assert ": reused" not in capsys.readouterr().out                   # another dtype is another result
 
@@ -209,7 +212,8 @@ def test_a_model_of_generated_problems_is_scored_on_files_that_it_has_not_seen(t
     train_seq2seq.main([*args, f"--test_data={tmp_path / 'mine'}"])
     assert "train-easy/polynomials__expand.txt: 6 of 17 problems occur in training" in capsys.readouterr().out
     scores, = (tmp_path / "out").glob("*/scores.csv")
-    assert [(row["problems"], row["n"]) for row in rows_of(scores)] == [("held out, easy", "20"), ("mine/train-easy", "11")]
+    assert [(row["problems"], row["n"]) for row in rows_of(scores)] == [
+        ("held out, easy", "20"), ("mine/train-easy", "11")]
     model, _ = trained(cfg)
     expected = evaluate(model, mathematics.tokens(new), CPU, torch.float32)
     assert {name: float(rows_of(scores)[1][name]) for name in expected} == pytest.approx(expected)
@@ -229,7 +233,7 @@ def test_the_final_model_is_scored_on_problems_that_were_held_out(tmp_path):
 
 
 def test_validation_is_over_all_levels_without_dropout_and_scores_are_of_the_last_step(tmp_path):
-    args = [*TINY, "--level=all", "--dropout=0.5", "--baseline=False", "--val_size=20", "--learning_rate=0.05",
+    args = [*TINY, "--level=all", "--dropout=0.5", "--baseline=False", "--val_size=20", "--learning_rate=0.5",
             "--schedule=constant", f"--out_dir={tmp_path}"]
     train_seq2seq.main(args)
     cfg, = training.parse_options(Config, PRESETS, args)
@@ -245,12 +249,31 @@ def test_validation_is_over_all_levels_without_dropout_and_scores_are_of_the_las
     best = torch.load(folder / "best.pt", weights_only=True)
     assert best["step"] < 8                                           # so that "last" was put to the test
     optimizer = torch.load(folder / "last.pt", weights_only=True)["optimizer"]
-    assert {group["lr"] for group in optimizer["param_groups"]} == {0.05}
+    assert {group["lr"] for group in optimizer["param_groups"]} == {0.5}
 
 
 def write(path, pairs):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{question}\n{answer}\n" for question, answer in pairs))
+
+
+def test_a_file_that_is_missing_for_the_last_module_is_noticed_before_the_first_is_trained(tmp_path, capsys):
+    for module in ("algebra__linear_1d", "polynomials__expand"):
+        for level in mathematics.LEVELS[:1 if module == "polynomials__expand" else 3]:
+            write(tmp_path / f"mine/train-{level}/{module}.txt", mathematics.generate(module, level, 40, seed=5))
+    with pytest.raises(SystemExit):
+        train_seq2seq.main([*TINY, "--module=algebra__linear_1d,polynomials__expand", "--level=all",
+                            f"--data={tmp_path / 'mine'}", f"--out_dir={tmp_path / 'out'}"])
+    message = capsys.readouterr().err
+    assert "train-medium/polynomials__expand.txt" in message and message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_figure_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "curves.csv").mkdir()
+    with pytest.raises(SystemExit) as error:
+        train_seq2seq.main([*TINY, "--max_steps=1", "--baseline=False", f"--out_dir={tmp_path}"])
+    assert error.value.code == 2 and "curves.csv" in capsys.readouterr().err
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------

@@ -121,6 +121,32 @@ def test_the_table_says_what_may_be_concluded(tmp_path, capsys):
     assert (tmp_path / "table.md").read_text() in shown and (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+def test_more_accuracy_is_better_and_less_loss():
+    def groups(metric, dat):
+        def run(n_ra, seed, value):
+            return {"options": {"n_heads": 8, "n_ra": n_ra, "seed": seed, "d_ff": None}, "n_parameters": 1000,
+                    "facts": {}, "log": {metric: np.array([0.0, value])}}
+        return {"DAT 4+4": [run(4, seed, value) for seed, value in enumerate(dat)],
+                "Transformer 8+0": [run(0, seed, 0.5) for seed in range(3)]}
+
+    for metric, dat, verdict in [("char_accuracy", [.6, .61, .62], "DAT 4+4 is better"),
+                                 ("exact_match", [.4, .41, .42], "Transformer 8+0 is better"),
+                                 ("val_loss", [.6, .61, .62], "Transformer 8+0 is better"),
+                                 ("val_loss", [.4, .41, .42], "DAT 4+4 is better"),
+                                 ("char_accuracy", [.4, .5, .6], "no difference")]:
+        line, = compare.differences(groups(metric, dat), metric)
+        assert line.endswith(verdict), line
+
+
+def test_a_label_names_the_checksum_only_where_nothing_else_tells_runs_apart():
+    one = {"n_heads": 8, "n_ra": 4, "level": "easy", "sha256": "aa"}
+    assert compare.labels([one, {**one, "level": "hard", "sha256": "bb"}]) == [
+        "DAT 4+4, level=easy", "DAT 4+4, level=hard"]
+    assert compare.labels([one, {**one, "sha256": "bb"}]) == ["DAT 4+4, sha256=aa", "DAT 4+4, sha256=bb"]
+    assert compare.labels([one, {**one, "n_ra": 0, "sha256": "bb"}]) == [
+        "DAT 4+4, sha256=aa", "Transformer 8+0, sha256=bb"]           # on different data
+
+
 def test_shakespeare_is_the_file_that_nanogpt_readers_expect():
     folder = os.environ.get("DAT_TEST_DATA")
     if not folder:
