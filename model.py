@@ -344,7 +344,7 @@ class Seq2SeqTransformer(nn.Module):
         was_training = self.training
         self.eval()
         context, mask = self.encode(questions)
-        caches = [Cache(self.cfg.max_len) for _ in self.decoder.blocks] if use_cache else None
+        caches = [Cache(max_new_tokens) for _ in self.decoder.blocks] if use_cache else None
         answers = questions.new_full((len(questions), 1), start)
         ended = torch.zeros(len(questions), 1, dtype=torch.bool, device=questions.device)
         for _ in range(max_new_tokens):
