@@ -63,7 +63,10 @@ def kind(row):
 
 
 def draw(rows, path, paper=False):
-    """Both accuracies against steps, with the published character accuracies, if wanted, dashed behind the first."""
+    """Both accuracies against steps, with the published character accuracies, if wanted, dashed behind the first.
+
+    Without step 0, where all of them are near 0.
+    """
     modules = sorted({row["module"] for row in rows})
     fig, axes = plt.subplots(2, len(modules), figsize=(1.5 + 3.6 * len(modules), 6.4), squeeze=False, sharex="col",
                              layout="constrained")
@@ -74,7 +77,7 @@ def draw(rows, path, paper=False):
             color = COLORS[its_kind] if len(set(models.values())) == len(models) else plt.cm.tab10(i)
             runs = {}
             for row in of_module:
-                if row["model"] == model:
+                if row["model"] == model and row["step"] != "0":
                     runs.setdefault(row["seed"], []).append(row)
             runs = [{"log": {name: np.array([float(row[name]) for row in one]) for name in MEASURED}}
                     for one in runs.values()]
