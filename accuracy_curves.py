@@ -87,11 +87,13 @@ def draw(rows, path, paper=False):
             draw_published(column[0], module)
         column[0].set_title(module, fontsize=10)
         column[1].set_xlabel("step")
-        column[1].legend(fontsize=7)
+        column[1].set_ylim(bottom=0)
     for row, name in zip(axes, METRICS.values()):
         row[0].set_ylabel(name)
         for ax in row:
             ax.grid(alpha=0.3)
+    lines = {line.get_label(): line for ax in fig.axes for line in ax.lines if line.get_label()[0] != "_"}
+    fig.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(modules) + 1, fontsize=8)
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
@@ -108,7 +110,6 @@ def draw_published(ax, module):
         top.plot(*zip(*curve), color=color, ls="--", lw=1, alpha=0.8, label=f"published {model}")
     top.set_xlim(0, 100)
     ax.set_xlim(0)
-    top.legend(fontsize=6, loc="lower right")
 
 
 def main(argv=None):
