@@ -3,7 +3,7 @@
     python train_seq2seq.py                                    both on one built-in module, curves in out/seq2seq
     python train_seq2seq.py --module=all --seed=1,2,3          the five modules one after the other, three seeds each
     python train_seq2seq.py --n_ra_decoder=4,0                 relational heads everywhere, or in the encoder only
-    python train_seq2seq.py --data=archive --preset=config2    the paper's data (2.3 GB are read through) and training
+    python train_seq2seq.py --preset=config2                   the paper's data (2.3 GB are read through) and training
 
 Accuracy is measured in two ways: the share of an answer's characters that are right given the true ones before them
 (the paper's), and the share of answers that are right as a whole when the model writes them alone (the benchmark's).

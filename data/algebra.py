@@ -3,8 +3,8 @@
     Dice    random choices; "entropy" says in powers of ten how many possibilities a choice has
     grid    a polynomial: {powers: coefficient}, zeros included; of x and y, {(2, 1): 3} is 3*x**2*y
 
-All arithmetic is exact: int and Fraction. The distributions are those of the benchmark's own generator (Saxton et al.,
-2019; github.com/google-deepmind/mathematics_dataset), written anew.
+All arithmetic is exact: int and Fraction. The distributions follow the benchmark's own generator (Saxton et al., 2019;
+github.com/google-deepmind/mathematics_dataset), written anew; results/mathematics compares the two.
 """
 import math
 import random

@@ -1,4 +1,4 @@
-"""The five question types of the paper's experiment, in the Mathematics benchmark's own words and distributions.
+"""The five question types of the paper's experiment, in the Mathematics benchmark's own words and by its rules.
 
     linear_1d            Solve -822*d = -815*d - 28 for d.                                      4
     sequence_next_term   What comes next: 15, -3, -41, -105?                                    -201
