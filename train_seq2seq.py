@@ -70,7 +70,6 @@ class Config(TransformerConfig):
     seed: int = 1                           # of weights, data order and dropout; 1,2,3: one run each
     device: str = "auto"                    # auto: cuda, else mps, else cpu
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"   # of matrix products; auto: bfloat16 on GPUs that have it
-    compile: bool = False                   # torch.compile: faster steps after a slow start
     out_dir: str = "out/seq2seq"            # a folder for each run, and the figure of them all
     resume: bool = False                    # go on with an interrupted run from its last checkpoint
     baseline: bool = True                   # after a DAT, train the Transformer with as many heads
@@ -148,7 +147,6 @@ def train(cfg, run, problems, val, device, dtype):
         optimizer = training.make_optimizer(model, cfg)
         run.begin(model, optimizer, device)
     print(f"\n{run.folder}: {run.record['n_parameters']:,} parameters")
-    forward = torch.compile(model) if cfg.compile else model
 
     if run.step == 0:
         run.validated(**evaluate(model, val, device, dtype))
@@ -160,7 +158,7 @@ def train(cfg, run, problems, val, device, dtype):
         rows = torch.randint(len(problems[0]), (cfg.batch_size,))
         questions, inputs, targets = (t.to(device) for t in mathematics.batch(problems, rows))         # (B, S), (B, T)
         with training.autocast(device, dtype):
-            _, loss = forward(questions, inputs, targets)
+            _, loss = model(questions, inputs, targets)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or float("inf"))
         run.check(train_loss=loss.item(), gradient_norm=norm.item())  # stop before the weights are spoilt
