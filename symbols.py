@@ -96,7 +96,7 @@ class SymbolicAttention(nn.Module):
 
 
 def make_symbols(cfg):
-    """The symbol module that the configuration asks for: see symbols.py."""
+    """The one of these that the configuration asks for."""
     if cfg.symbols == "symbolic":
         return SymbolicAttention(cfg.d_model, cfg.n_symbols, cfg.symbol_heads, cfg.trainable_symbols,
                                  dropout=cfg.dropout)
