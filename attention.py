@@ -73,7 +73,7 @@ def attention_weights(q, k, *, causal=False, mask=None):
     scores = q / q.size(-1) ** 0.5 @ k.mT                              # (B, H, T, S); q first, or float16 overflows
     may = may_attend(causal, mask, q, k)
     if may is None:
-        return scores.softmax(-1)
+        return scores.transpose(1, 2).softmax(-1).transpose(1, 2)
     return scores.masked_fill(~may, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~may, 0.0)
 
 
@@ -130,16 +130,18 @@ class Attention(nn.Module):
 
     total_heads: heads of the whole layer, where this group is a part of it; the group writes n_heads * d_h features.
     n_kv_heads: key/value heads, each shared by n_heads / n_kv_heads query heads (Ainslie et al., 2023).
+    output_bias: a bias in W_o; default: as the other projections.
     """
 
-    def __init__(self, d_model, n_heads, *, total_heads=None, n_kv_heads=None, dropout=0.0, bias=False):
+    def __init__(self, d_model, n_heads, *, total_heads=None, n_kv_heads=None, dropout=0.0, bias=False,
+                 output_bias=None):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.dropout = n_heads, n_kv_heads or n_heads, dropout
         d_h = head_width(d_model, n_heads, total_heads or n_heads, self.n_kv_heads)
         self.W_q = nn.Linear(d_model, n_heads * d_h, bias=bias)
         self.W_k = nn.Linear(d_model, self.n_kv_heads * d_h, bias=bias)
         self.W_v = nn.Linear(d_model, self.n_kv_heads * d_h, bias=bias)
-        self.W_o = nn.Linear(n_heads * d_h, n_heads * d_h, bias=bias)
+        self.W_o = nn.Linear(n_heads * d_h, n_heads * d_h, bias=bias if output_bias is None else output_bias)
 
     def forward(self, x, context=None, *, causal=False, mask=None, rope=None, cache=None):
         """x (B, T, d_model), context (B, S, d_model) or None for x itself -> (B, T, n_heads * d_h)."""

@@ -22,9 +22,11 @@ from matplotlib.ticker import EngFormatter, MaxNLocator              # noqa: E40
 T975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
         2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
 
-# what a run may measure on its validation data: name in the table, unit, and whether more is better
-METRICS = {"val_loss": ("validation loss", "nats per token", False), "char_accuracy": ("character accuracy", "", True),
-           "exact_match": ("exact match", "", True)}
+# what a run may measure: name in the table, unit, and whether more is better; on test data by the finished model alone
+METRICS = {"val_loss": ("validation loss", "nats", False), "char_accuracy": ("character accuracy", "", True),
+           "exact_match": ("exact match", "", True), "val_accuracy": ("validation accuracy", "", True),
+           "test_accuracy": ("test accuracy", "", True)}
+LOSS_IS_PER = {"tokens": "token", "problems": "character", "images": "image"}          # by what a run counts
 
 
 @dataclass
@@ -89,8 +91,13 @@ def labels(identities):
 
 
 def metrics_of(runs):
-    """The METRICS that all of these runs have measured."""
-    return [name for name in METRICS if all(name in run["log"] for run in runs)]
+    """The METRICS that all of these runs have measured, in their logs or at their end."""
+    return [name for name in METRICS if all(name in run["log"] or name in run.get("scores", {}) for run in runs)]
+
+
+def axis_title(metric, runs):
+    name, unit, _ = METRICS[metric]
+    return f"{name}, {unit} per {LOSS_IS_PER[unit_of(runs)]}" if unit else name
 
 
 def unit_of(runs):
@@ -111,8 +118,8 @@ def draw(groups, path):
     all_runs = [run for runs in groups.values() for run in runs]
     unit = unit_of(all_runs)
     xs = {"step": "step", unit: unit, "seconds": "seconds, without evaluation"}
-    ys = {"train_loss": "training loss, nats per token",
-          **{name: ", ".join(filter(None, METRICS[name][:2])) for name in metrics_of(all_runs)}}
+    ys = {name: axis_title(name, all_runs) for name in metrics_of(all_runs) if name in all_runs[0]["log"]}
+    ys = {"train_loss": axis_title("val_loss", all_runs).replace("validation", "training"), **ys}
     fig, axes = plt.subplots(len(ys), len(xs), figsize=(13, 3.75 * len(ys)), sharey="row", layout="constrained")
     for row, y in zip(axes, ys):
         for ax, x in zip(row, xs):
@@ -150,7 +157,9 @@ def draw_group(ax, runs, x, y, color, label):
 
 
 def final(run, metric):
-    """The last row's value: that of the final step, not the best one."""
+    """What the finished model scored, or the last row's value: that of the final step, not the best one."""
+    if metric in run.get("scores", {}):
+        return run["scores"][metric]
     return run["log"][metric][measured(run, metric)[-1]]
 
 
@@ -182,6 +191,7 @@ def differences(groups, metric):
     """DAT - Transformer, paired by seed: weights differ but data order and everything else agree within a pair."""
     lines = []
     name, unit, more_is_better = METRICS[metric]
+    unit = unit and f"{unit} per {LOSS_IS_PER[unit_of([run for runs in groups.values() for run in runs])]}"
     transformers = {label: runs for label, runs in groups.items() if runs[0]["options"]["n_ra"] == 0}
     for label, runs in groups.items():
         for base_label, base in transformers.items():

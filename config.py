@@ -25,7 +25,8 @@ class TransformerConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"                  # kind of normalisation
     norm_first: bool = True                 # pre-norm, as run in most experiments; False: post-norm, Algorithms 2 and 3
     final_norm: bool = True                 # one more norm after the last block
-    bias: bool = False                      # biases in projections, MLP and LayerNorm
+    bias: bool = False                      # biases in MLP and LayerNorm, and in attention unless the next line says
+    attention_bias: Literal["as_bias", "all", "output", "none"] = "as_bias"   # in its projections; output: W_o only
     dropout: float = 0.0                    # on attention, symbol retrieval, branches and embeddings; in training only
     position: Literal["rope", "learned", "sinusoidal"] = "rope"          # how tokens know their place
     symbols: Literal["symbolic", "relative", "positional"] = "symbolic"  # who is the sender? see symbols.py
@@ -80,3 +81,11 @@ class TransformerConfig:
     def n_sa(self):
         """Number of sensory (self-attention) heads."""
         return self.n_heads - self.n_ra
+
+    @property
+    def attention_biases(self):
+        """Of a group of heads, as arguments: biases in the projections that it reads with, and in W_o."""
+        kind = self.attention_bias
+        if kind == "as_bias":
+            kind = "all" if self.bias else "none"
+        return dict(bias=kind == "all", output_bias=kind != "none")

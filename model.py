@@ -30,7 +30,7 @@ class DualAttention(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
-        common = dict(total_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, dropout=cfg.dropout, bias=cfg.bias)
+        common = dict(total_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, dropout=cfg.dropout, **cfg.attention_biases)
         self.sensory = self.relational = None
         if cfg.n_sa:
             self.sensory = Attention(cfg.d_model, cfg.n_sa, **common)
@@ -116,7 +116,7 @@ class DecoderBlock(EncoderBlock):
     def __init__(self, cfg):
         super().__init__(cfg)
         self.residual_cross = Residual(cfg)
-        self.cross = Attention(cfg.d_model, cfg.n_heads, dropout=cfg.dropout, bias=cfg.bias)
+        self.cross = Attention(cfg.d_model, cfg.n_heads, dropout=cfg.dropout, **cfg.attention_biases)
 
     def forward(self, x, symbols=None, *, context, context_mask=None, cache=None, **how):
         """x (B, T, d_model), context (B, S, d_model), context_mask (B, S) -> (B, T, d_model)."""

@@ -32,7 +32,7 @@ from symbols import PositionRelativeSymbols
 REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
                    "gelu": F.gelu, "silu": F.silu, "softmax": None}
 
-SHORT = 64      # up to so many senders the literal form is the faster one, unless there are many relations
+SHORT = 256     # up to so many senders the literal form is the faster one, if they are few beside the values' width
 
 
 class RelationalAttention(nn.Module):
@@ -43,12 +43,13 @@ class RelationalAttention(nn.Module):
     rel_proj_dim    p, the width in which one relation compares two objects; default n_heads * d_h / R
     n_kv_heads      key and symbol heads, each shared by n_heads / n_kv_heads query heads; relations are shared anyway
     symmetric       W_q_rel = W_k_rel: r_ij = r_ji, a positive semi-definite kernel
+    output_bias     a bias in W_o; default: as the other projections
     rel_activation  applied to r; any but "identity" breaks the equation above and costs n x n x R memory
     Raises ValueError for widths that do not divide.
     """
 
     def __init__(self, d_model, n_heads, *, total_heads=None, n_relations=None, rel_proj_dim=None, n_kv_heads=None,
-                 symmetric=False, rel_activation="identity", dropout=0.0, bias=False):
+                 symmetric=False, rel_activation="identity", dropout=0.0, bias=False, output_bias=None):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.dropout = n_heads, n_kv_heads or n_heads, dropout
         self.symmetric, self.rel_activation = symmetric, rel_activation
@@ -67,7 +68,7 @@ class RelationalAttention(nn.Module):
             self.W_k_rel = nn.Linear(d_model, R * p, bias=bias)
         self.W_r = nn.Parameter(torch.empty(n_heads, R, d_h).uniform_(-R ** -0.5, R ** -0.5))  # as nn.Linear(R, d_h)
         self.W_s = nn.Linear(d_model, self.n_kv_heads * d_h, bias=bias)
-        self.W_o = nn.Linear(n_heads * d_h, n_heads * d_h, bias=bias)
+        self.W_o = nn.Linear(n_heads * d_h, n_heads * d_h, bias=bias if output_bias is None else output_bias)
 
     def forward(self, x, symbols, *, causal=False, mask=None, rope=None, cache=None, need_weights=False):
         """x (B, T, d_model) -> (B, T, n_heads * d_h).

@@ -28,7 +28,8 @@ from options import agreed, fail, one_line_errors, parse_options, start      # n
 
 # options of relational heads and symbols: without such heads they mean nothing
 RELATIONAL = ("symbols", "n_symbols", "symbol_heads", "trainable_symbols", "max_distance", "shared_symbols",
-              "n_relations", "rel_proj_dim", "symmetric", "rel_activation", "ra_type", "share_qk", "n_ra_decoder")
+              "n_relations", "rel_proj_dim", "symmetric", "rel_activation", "ra_type", "share_qk", "n_ra_decoder",
+              "dat_kv_heads", "dat_attention_bias")
 
 
 def with_baselines(configs, count_parameters):
@@ -193,6 +194,7 @@ class Run:
         if not (record and record["finished"] and all(record[k] == self.record[k] for k in ("code", "torch"))):
             return False
         print(f"{self.folder}: finished before with the same options, data, code and torch: reused")
+        self.record = record
         return True
 
     def begin(self, model, optimizer, device):
