@@ -73,7 +73,7 @@ def attention_weights(q, k, *, causal=False, mask=None):
     scores = q / q.size(-1) ** 0.5 @ k.mT                              # (B, H, T, S); q first, or float16 overflows
     may = may_attend(causal, mask, q, k)
     if may is None:
-        return scores.transpose(1, 2).softmax(-1).transpose(1, 2)
+        return scores.softmax(-1)
     return scores.masked_fill(~may, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~may, 0.0)
 
 

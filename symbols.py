@@ -14,6 +14,7 @@ belong to tokens (as in the authors' code, but for their positional symbols in l
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from attention import split_heads, merge_heads
 
@@ -56,13 +57,21 @@ class PositionRelativeSymbols(nn.Module):
         moves i places to the left, which is free of index arithmetic: read the padded rows with a stride one longer.
         """
         H, T, S = alpha.shape[1:]
-        N = T + S - 1                                                  # offsets that occur: 1-S ... T-1
-        skewed = F.pad(alpha, (T - 1, 0, 0, 1)).flatten(-2)            # rows of N, T-1 zeros before each, one row spare
-        skewed = skewed[..., :T * (N + 1)].unflatten(-1, (T, N + 1))   # (B, H, T, N+1): column c holds offset c - (S-1)
-        offset = torch.arange(N + 1, device=alpha.device) - (S - 1)
+        offset = torch.arange(T + S, device=alpha.device) - (S - 1)                # those that occur, and one to spare
         row = offset.clamp(-self.max_distance, self.max_distance) + self.max_distance
-        table = split_heads(W_s(self.library)[None], n_kv_heads)[0][:, row]        # (G, N+1, d_h)
-        return skewed @ table.repeat_interleave(H // n_kv_heads, dim=0)            # (B, H, T, d_h)
+        table = split_heads(W_s(self.library)[None], n_kv_heads)[0][:, row]        # (G, T+S, d_h)
+        table = table.repeat_interleave(H // n_kv_heads, dim=0)                    # (H, T+S, d_h)
+        # alpha by offset is twice as large as alpha: made again for the backward pass, not kept for it
+        return checkpoint(lambda alpha, table: by_offset(alpha) @ table, alpha, table,
+                          use_reentrant=False, preserve_rng_state=False)           # (B, H, T, d_h)
+
+
+def by_offset(alpha):
+    """(..., T, S) -> (..., T, T+S), whose column c holds alpha_ij for j - i = c - (S-1), and 0 if there is no such j."""
+    T, S = alpha.shape[-2:]
+    N = T + S - 1                                                      # offsets that occur: 1-S ... T-1
+    skewed = F.pad(alpha, (T - 1, 0, 0, 1)).flatten(-2)                # rows of N, T-1 zeros before each, one row spare
+    return skewed[..., :T * (N + 1)].unflatten(-1, (T, N + 1))
 
 
 class SymbolicAttention(nn.Module):

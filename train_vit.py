@@ -264,8 +264,8 @@ def draw_predictions(model, data, path, device, dtype, rows=5, columns=8):
     fig, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
     for ax in axes.flat:
         ax.axis("off")
-    for ax, image, label, p, k in zip(axes.flat, x.cpu(), y.tolist(), confidence.tolist(), guess.tolist()):
-        ax.imshow(image.permute(1, 2, 0))
+    for ax, image, label, p, k in zip(axes.flat, x.cpu().numpy(), y.tolist(), confidence.tolist(), guess.tolist()):
+        ax.imshow(image.transpose(1, 2, 0))
         truth = "" if k == label else f"\nis {data.class_names[label]}"
         ax.set_title(f"{data.class_names[k]} {p:.0%}{truth}", fontsize=9, color="tab:red" if truth else "tab:green")
     fig.savefig(path, dpi=110)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.download import CHUNK, Patience, Refused, TryAgain, blocks_of, explained, locked, promise, request, say
+from data.download import (CHUNK, Patience, Refused, TryAgain, blocks_of, damage_named, explained, locked, promise,
+                           request, say)
 
 
 def stream_members(url, wanted, *, size, sha256, retries=5, backoff=1.0, timeout=30.0) -> None:
@@ -90,19 +91,16 @@ def _copy(source, parts, sha256):
     """The members named in `parts` into its files; raises Refused unless all were there, and the checksum is right."""
     missing = set(parts)
     source.bar.set_postfix_str(f"0 of {len(parts)} files found")
-    try:
-        with tarfile.open(fileobj=source, mode="r|gz", bufsize=CHUNK) as tar:
-            for member in tar:
-                if member.name not in missing:
-                    continue
-                if not member.isfile():
-                    raise Refused(f"its member {member.name} is not a plain file")
-                with open(parts[member.name], "wb") as file:
-                    shutil.copyfileobj(tar.extractfile(member), file)
-                missing.remove(member.name)
-                source.bar.set_postfix_str(f"{len(parts) - len(missing)} of {len(parts)} files found")
-    except (ValueError, TypeError, LookupError, ArithmeticError) as fault:  # tarfile's words for some damaged headers
-        raise tarfile.ReadError(f"{type(fault).__name__}: {fault}") from None
+    with damage_named(), tarfile.open(fileobj=source, mode="r|gz", bufsize=CHUNK) as tar:
+        for member in tar:
+            if member.name not in missing:
+                continue
+            if not member.isfile():
+                raise Refused(f"its member {member.name} is not a plain file")
+            with open(parts[member.name], "wb") as file:
+                shutil.copyfileobj(tar.extractfile(member), file)
+            missing.remove(member.name)
+            source.bar.set_postfix_str(f"{len(parts) - len(missing)} of {len(parts)} files found")
     while source.read():                       # tarfile stops where the archive says it ends; the file may go on
         pass
     if source.digest.hexdigest() != sha256.lower():

@@ -1,6 +1,8 @@
 """Unpacking: archives that are cut, damaged or hostile leave nothing behind."""
+import gzip
 import io
 import random
+import shutil
 import tarfile
 
 import pytest
@@ -107,3 +109,70 @@ def test_python_without_the_filter(tmp_path, monkeypatch):
     monkeypatch.delattr(tarfile, "data_filter")
     archive = make_tar(tmp_path / "set.tar.gz", GOOD)
     assert "Python" in unpacking_refused(archive, tmp_path / "out")
+
+
+# Damaged headers whose checksum is right nevertheless: tarfile reads on, and its errors are of many kinds
+
+FIELDS = {"name": (0, 100), "mode": (100, 8), "uid": (108, 8), "gid": (116, 8), "size": (124, 12), "mtime": (136, 12),
+          "checksum": (148, 8), "type": (156, 1), "linkname": (157, 100), "magic": (257, 6), "version": (263, 2),
+          "uname": (265, 32), "gname": (297, 32), "devmajor": (329, 8), "devminor": (337, 8), "prefix": (345, 155)}
+NOT_FILES = b"xgLKSDV5"                        # kinds of members: records on the next one, long names, sparse files, ...
+
+
+def seal(header):
+    """Puts in the checksum of the 512 bytes, itself counted as blanks."""
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+
+
+def damaged_headers(header):
+    """Each field filled with bytes that mean something to tarfile; and all that are not files with a damaged size."""
+    for field, (start, length) in FIELDS.items():
+        for filling in (b"\0", b"\xff", b"\x80", b"7", b"/"):      # b"\x80": a number in base 256
+            for kind in NOT_FILES if field == "size" else [header[156]]:
+                damaged = bytearray(header)
+                damaged[156] = kind
+                damaged[start:start + length] = filling * length
+                if field != "checksum":
+                    seal(damaged)
+                yield damaged
+    for kind in b"\0001234567AgxLKSV\xff":
+        damaged = bytearray(header)
+        damaged[156] = kind
+        seal(damaged)
+        yield damaged
+
+
+@pytest.mark.parametrize("place, packed", [(0, bytes), (1, gzip.compress)])       # which of the two members; how
+def test_a_damaged_header_ends_in_files_or_in_one_line_but_never_in_a_traceback(tmp_path, place, packed):
+    archive, folder = tmp_path / "set.tar", tmp_path / "out"
+    good = make_tar(archive, {"set/a.txt": b"12345", "set/b.txt": b"30 path=abc\n"}, "w").read_bytes()
+    start = place * 2 * tarfile.BLOCKSIZE      # each member: a header and one block
+    ends = []
+    for header in damaged_headers(good[start:start + tarfile.BLOCKSIZE]):
+        archive.write_bytes(packed(good[:start] + header + good[start + tarfile.BLOCKSIZE:]))
+        try:
+            extract(archive, folder)
+            shutil.rmtree(folder)
+            ends.append("files")
+        except DownloadError as error:
+            assert "\n" not in str(error) and str(archive) in str(error) and not folder.exists()
+            ends.append("line")
+        assert not folder.with_name("out.part").exists()
+    assert min(ends.count("files"), ends.count("line")) > 20
+
+
+def member(kind, body):
+    """A member as the archive has it: header and blocks."""
+    info = tarfile.TarInfo("set/a.txt")
+    info.type, info.size = kind, len(body)
+    return info.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % tarfile.BLOCKSIZE)
+
+
+@pytest.mark.parametrize("before", [
+    member(b"x", b"13 mtime=nan\n"), member(b"x", b"15 mtime=1e400\n"), member(b"x", b"12 path=a\0b\n"),
+    member(b"x", b"21 GNU.sparse.size=x\n"), member(b"x", b"20 GNU.sparse.map=x\n"), member(b"L", b"name\0") * 1000],
+    ids=["no time", "too late", "zero in name", "sparse size", "sparse map", "a thousand long names"])
+def test_nonsense_that_is_said_of_a_member(tmp_path, before):
+    (tmp_path / "set.tar").write_bytes(before + member(b"0", b"12345") + bytes(20 * tarfile.BLOCKSIZE))
+    assert "damaged" in unpacking_refused(tmp_path / "set.tar", tmp_path / "out")
