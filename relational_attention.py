@@ -32,7 +32,8 @@ from symbols import PositionRelativeSymbols
 REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
                    "gelu": F.gelu, "silu": F.silu, "softmax": None}
 
-SHORT = 256     # up to so many senders the literal form is the faster one, if they are few beside the values' width
+SHORT = 64      # up to so many senders the literal form is the faster one, unless there are many relations; up to four
+                # times as many where everybody may look at everybody, as in images (measured at 65 to 257 tokens)
 
 
 class RelationalAttention(nn.Module):
@@ -90,7 +91,8 @@ class RelationalAttention(nn.Module):
                 symbols = cache.append("s W_s", symbols)
 
         S, R = k.size(-2), self.n_relations
-        few = S <= SHORT and R * S <= self.n_heads * (k_rel.size(-1) + k.size(-1))     # r is no wider than the values
+        few = S <= (SHORT if causal or mask is not None else 4 * SHORT)
+        few = few and R * S <= self.n_heads * (k_rel.size(-1) + k.size(-1))        # r is no wider than the values
         if need_weights or few or self.rel_activation != "identity":
             a, alpha, r = self.literal(q, k, q_rel, k_rel, symbols, causal, mask)
         else:

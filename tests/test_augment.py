@@ -110,7 +110,8 @@ def test_mixup_mixes_two_images_and_their_targets_alike(lam):
         assert sorted(js) == list(range(B))                             # a permutation: each is given away once
         for i, j in enumerate(js):
             for c in range(7):
-                assert mixed[i, c].item() == pytest.approx(lam * targets[i, c].item() + (1 - lam) * targets[j, c].item())
+                expected = lam * targets[i, c].item() + (1 - lam) * targets[j, c].item()
+                assert mixed[i, c].item() == pytest.approx(expected)
     assert len(seen) > 1                                                # and not always the same
     out, mixed = mix(x, targets, 1.0)
     assert torch.equal(out, x) and torch.equal(mixed, targets)

@@ -116,7 +116,7 @@ def test_python_without_the_filter(tmp_path, monkeypatch):
 FIELDS = {"name": (0, 100), "mode": (100, 8), "uid": (108, 8), "gid": (116, 8), "size": (124, 12), "mtime": (136, 12),
           "checksum": (148, 8), "type": (156, 1), "linkname": (157, 100), "magic": (257, 6), "version": (263, 2),
           "uname": (265, 32), "gname": (297, 32), "devmajor": (329, 8), "devminor": (337, 8), "prefix": (345, 155)}
-NOT_FILES = b"xgLKSDV5"                        # kinds of members: records on the next one, long names, sparse files, ...
+NOT_FILES = b"xgLKSDV5"                        # kinds of members: records on the next one, long names, sparse files
 
 
 def seal(header):

@@ -85,7 +85,7 @@ def test_images_are_bytes_in_full_range_and_all_characters_come_about_equally_of
         assert x.min() == 0 and x.max() == 255
         counts = np.bincount(y)
         assert len(counts) == len(CHARACTERS) == 34 and abs(counts - 100).max() < 50       # five standard deviations
-        assert (x.std((2, 3)).max(1) > 12).all()                       # no image is of one colour
+        assert (x.std((2, 3)).max(1) > 17).all()                       # noise alone would give 13
 
 
 def test_images_are_a_function_of_part_and_seed(drawn):
