@@ -252,6 +252,8 @@ def _unpack(archive, folder, wanted):
     missing = set(wanted or ())
     with damage_named(), tarfile.open(archive) as tar:
         for member in tar:
+            if member.size < 0:                # tarfile would go back and read the same for ever
+                raise Refused("the archive is cut or damaged")
             if wanted is not None and member.name not in missing:
                 continue
             missing.discard(member.name)

@@ -48,9 +48,10 @@ def master(name, character, canvas=96):
     except OSError as error:
         raise ValueError(f"matplotlib {matplotlib.__version__} comes without the font {name} ({error}): install "
                          f"another version, or use --data=cifar10") from None
-    left, top, right, bottom = font.getbbox(character)
-    image = Image.new("L", (canvas, canvas))
-    ImageDraw.Draw(image).text(((canvas - left - right) / 2, (canvas - top - bottom) / 2), character, 255, font)
+    drawn, image = (Image.new("L", (side, side)) for side in (2 * canvas, canvas))
+    ImageDraw.Draw(drawn).text((canvas // 2, canvas // 2), character, 255, font)
+    ink = drawn.crop(drawn.getbbox())
+    image.paste(ink, ((canvas - ink.width) // 2, (canvas - ink.height) // 2))
     return torch.from_numpy(np.array(image)).float() / 255
 
 
@@ -87,8 +88,8 @@ def draw(masters, g):
 
 def colours(n, g):
     """Of ground and ink, (n, 3, 1, 1) each: anything, as long as one is brighter than the other by 0.3 of 1 or more."""
-    ground, paint = uniform((8, n, 3), 0, 1, g), uniform((8, n, 3), 0, 1, g)      # the first good one of eight tries
-    good = (ground.mean(-1) - paint.mean(-1)).abs() >= 0.3                         # (8, n)
+    ground, paint = uniform((40, n, 3), 0, 1, g), uniform((40, n, 3), 0, 1, g)    # the first good one of forty tries
+    good = (ground.mean(-1) - paint.mean(-1)).abs() >= 0.3                         # (40, n): a fifth of them
     good[-1] = True
     ground[-1], paint[-1] = ground[-1] * 0.3, 1 - paint[-1] * 0.3                  # dark and bright, should all fail
     first = good.float().argmax(0)

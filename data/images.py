@@ -34,14 +34,16 @@ STATISTICS = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 
 def fetch_cifar(name, data_dir):
     """The folder of `name` (cifar10, cifar100), downloaded and unpacked if it is not there yet."""
-    archive = download(path=Path(data_dir) / f"{name}.tar.gz", **CIFAR[name])
-    train, test, names = FILES[name]
-    wanted = [f"{FOLDERS[name]}/{file}" for file in (*train, test, names)]
-    return extract(archive, Path(data_dir) / name, wanted=wanted) / FOLDERS[name]
+    folder = Path(data_dir) / name
+    if not folder.exists():
+        archive = download(path=Path(data_dir) / f"{name}.tar.gz", **CIFAR[name])
+        train, test, names = FILES[name]
+        extract(archive, folder, wanted=[f"{FOLDERS[name]}/{file}" for file in (*train, test, names)])
+    return folder / FOLDERS[name]
 
 
 def kind_of(folder):
-    """What a folder holds: cifar10, cifar100 or imagenet. Raises ValueError if it is neither."""
+    """What a folder holds: cifar10, cifar100 or imagenet. Raises ValueError if it is none of them."""
     folder = Path(folder)
     for name, (train, _, _) in FILES.items():
         if any((folder / file).is_file() for file in train):

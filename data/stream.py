@@ -93,6 +93,8 @@ def _copy(source, parts, sha256):
     source.bar.set_postfix_str(f"0 of {len(parts)} files found")
     with damage_named(), tarfile.open(fileobj=source, mode="r|gz", bufsize=CHUNK) as tar:
         for member in tar:
+            if member.size < 0:                # tarfile would go back and read the same for ever
+                raise Refused("the archive is cut or damaged")
             if member.name not in missing:
                 continue
             if not member.isfile():

@@ -3,13 +3,17 @@ import gzip
 import io
 import random
 import shutil
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 
 from data.download import DownloadError, extract
 
 BODY = random.Random(0).randbytes(300_000)
+ROOT = Path(__file__).parent.parent
 
 
 def make_tar(path, members, mode="w:gz"):
@@ -176,3 +180,14 @@ def member(kind, body):
 def test_nonsense_that_is_said_of_a_member(tmp_path, before):
     (tmp_path / "set.tar").write_bytes(before + member(b"0", b"12345") + bytes(20 * tarfile.BLOCKSIZE))
     assert "damaged" in unpacking_refused(tmp_path / "set.tar", tmp_path / "out")
+
+
+def test_a_member_of_negative_size_is_damage_and_no_endless_loop(tmp_path):
+    header = bytearray(member(b"0", b""))
+    header[124:136] = (-tarfile.BLOCKSIZE).to_bytes(12, "big", signed=True)         # base 256, as GNU tar writes it
+    seal(header)
+    (tmp_path / "set.tar").write_bytes(member(b"5", b"") + header + bytes(20 * tarfile.BLOCKSIZE))
+    command = ("from data.download import extract; "
+               f"extract({str(tmp_path / 'set.tar')!r}, {str(tmp_path / 'out')!r}, wanted=['b'])")
+    ended = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "the archive is cut or damaged" in ended.stderr and not (tmp_path / "out").exists()
