@@ -111,7 +111,7 @@ PRESETS = {
     "cifar100": dict(CIFAR, data="cifar100"),
     # on two cores: the same recipe in small
     "cifar10_small": dict(CIFAR, data="cifar10", d_model=192, n_layers=4, n_heads=6, n_ra=3, dat_kv_heads=None,
-                          d_ff=192, val_size=1000, max_steps=2000, warmup_steps=100, eval_every=200, baseline=True),
+                          d_ff=192, val_size=1000, max_steps=1500, warmup_steps=75, eval_every=150, baseline=True),
     # Figure 5: 45 epochs of 1,251 steps of 1,024 images
     "imagenet": dict(data="", d_model=1024, n_layers=24, n_heads=16, n_ra=6, d_ff=4096, activation="swiglu",
                      final_norm=False, dropout=0.1, patch_size=16, pool="cls", val_size=10_000, flip=True,
