@@ -28,6 +28,20 @@ def test_patches_are_cut_row_by_row_with_colours_last():
             assert torch.equal(patch, torch.stack(pixels))
 
 
+@pytest.mark.parametrize("size, patch, channels", [(12, 4, 3), (12, 3, 1), (8, 8, 3), (6, 1, 2)])
+def test_patches_put_back_where_they_were_cut_out_give_the_images(size, patch, channels):
+    x = torch.rand(2, channels, size, size)
+    back, n = torch.full_like(x, float("nan")), size // patch
+    for b, patches in enumerate(patchify(x, patch)):
+        assert patches.shape == (n * n, patch * patch * channels)
+        for number, pixels in enumerate(patches):
+            top, left = number // n * patch, number % n * patch
+            for place, value in enumerate(pixels):
+                i, j, c = place // (patch * channels), place // channels % patch, place % channels
+                back[b, c, top + i, left + j] = value
+    assert torch.equal(back, x)
+
+
 def swap_patches(x, order):
     """Images whose patch k is patch order[k] of x."""
     out, n = x.clone(), SIZE // PATCH
