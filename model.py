@@ -282,7 +282,8 @@ class VisionTransformer(nn.Module):
         width = patch_size ** 2 * channels
         self.embedding = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, cfg.d_model), nn.LayerNorm(cfg.d_model))
         self.cls = nn.Parameter(torch.randn(cfg.d_model)) if pool != "mean" else None
-        self.stack = Stack(cfg)
+        self.stack = Stack(replace(cfg, final_norm=False))                         # the norm is of what was pooled
+        self.norm = make_norm(cfg) if cfg.final_norm else nn.Identity()
         self.head = nn.Linear(cfg.d_model, n_classes)
 
     def forward(self, images, targets=None):
@@ -293,7 +294,8 @@ class VisionTransformer(nn.Module):
         if self.cls is not None:
             x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)              # (B, 1 + patches, d_model)
         x = self.stack(x)
-        logits = self.head(x[:, 0] if self.pool == "cls" else x.mean(1))           # (B, n_classes)
+        x = x[:, 0] if self.pool == "cls" else x.mean(1)                           # (B, d_model)
+        logits = self.head(self.norm(x))                                           # (B, n_classes)
         return logits, None if targets is None else F.cross_entropy(logits, targets)
 
 

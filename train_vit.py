@@ -279,7 +279,11 @@ def main(argv=None):
                                           "dtype"))
         device, dtype, why = training.choose_device(first.device, first.dtype)
         data = load(first, device)
-        configs = training.with_baselines(configs, lambda cfg: count_parameters(cfg, data))
+        # the same images in another place are the same: their name and checksum tell runs apart, and not their path
+        configs = training.with_baselines([replace(cfg, data=data.name) for cfg in configs],
+                                          lambda cfg: count_parameters(cfg, data))
+        for cfg in configs:
+            count_parameters(cfg, data)                               # what cannot be built is found before any training
         print(f"images: {data.name}, {data.n_classes} classes, " + ", ".join(
             f"{data.facts[part]:,} for {what}" for part, what in (("train", "training"), ("val", "validation"),
                                                                   ("test", "testing"))) + f"\ndevice: {why}")

@@ -74,7 +74,7 @@ def test_the_imagenet_preset_is_the_papers_model(n_ra, n_sa):
     with torch.device("meta"):
         model = make_model(cfg, SimpleNamespace(size=224, n_classes=1000))
     assert cfg.n_sa == n_sa and model.cfg.max_len == 14 * 14 + 1 and len(model.stack.blocks) == 24
-    assert model.stack.blocks[0].mlp.W_3.weight.shape == (4096, 1024) and not list(model.stack.norm.parameters())
+    assert model.stack.blocks[0].mlp.W_3.weight.shape == (4096, 1024) and not list(model.norm.parameters())
     assert [name for name, _ in model.stack.blocks.named_parameters() if name.endswith("bias")] == []
     assert cfg.batch_size * cfg.grad_accum == 1024 and cfg.max_steps == 45 * (1_281_167 // 1024)
 
