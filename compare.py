@@ -101,7 +101,7 @@ def axis_title(metric, runs):
 
 
 def unit_of(runs):
-    """What the runs counted besides steps: tokens, or problems. Their logs' second column."""
+    """What the runs counted besides steps: tokens, problems or images. Their logs' second column."""
     units = {list(run["log"])[1] for run in runs}
     if len(units) > 1:
         raise ValueError(f"these runs count {' and '.join(sorted(units))}: they cannot be compared")

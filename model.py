@@ -287,7 +287,10 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(cfg.d_model, n_classes)
 
     def forward(self, images, targets=None):
-        """images (B, C, H, W) in 0 ... 1 -> logits (B, n_classes) and, given targets (B,), their mean cross-entropy."""
+        """images (B, C, H, W) -> logits (B, n_classes) and, given targets, their mean cross-entropy in nats.
+
+        targets: classes (B,), or probabilities (B, n_classes) where labels are mixed or smoothed.
+        """
         if images.shape[1:] != self.shape:
             raise ValueError(f"images of shape {tuple(images.shape[1:])}, but the model was made for {self.shape}")
         x = self.embedding(patchify(images, self.patch_size))                      # (B, patches, d_model)

@@ -67,7 +67,7 @@ class PositionRelativeSymbols(nn.Module):
 
 
 def by_offset(alpha):
-    """(..., T, S) -> (..., T, T+S), whose column c holds alpha_ij for j - i = c - (S-1), and 0 if there is no such j."""
+    """(..., T, S) -> (..., T, T+S), whose column c holds alpha_ij for j - i = c - (S-1), or 0 if there is no such j."""
     T, S = alpha.shape[-2:]
     N = T + S - 1                                                      # offsets that occur: 1-S ... T-1
     skewed = F.pad(alpha, (T - 1, 0, 0, 1)).flatten(-2)                # rows of N, T-1 zeros before each, one row spare

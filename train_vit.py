@@ -6,7 +6,8 @@
     python train_vit.py --preset=cifar10 --baseline       the published models, 12 heads, 100 epochs: for a GPU
     python train_vit.py --preset=imagenet --data=FOLDER   the paper's, on your copy of ILSVRC2012: for a large GPU
 
-Validation images are a part of the training images. The test images are looked at once, by the finished model.
+Validation images are a part of the training images. The test images, of letters in fonts that the others do not have,
+are looked at once, by the finished model.
 """
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -43,9 +44,9 @@ class Config(TransformerConfig):
     # what to look at
     data: str = "glyphs"                    # glyphs (built in), cifar10, cifar100, or a folder of CIFAR's or ImageNet's
     data_dir: str = "data/cache"            # where downloads are kept
-    image_size: int = 224                   # ImageNet: height and width of a crop (all others have 32)
+    image_size: int | None = None           # ImageNet: height and width of a crop; default 224 (others have 32)
     val_size: int = 2000                    # how many of the training images are for validation
-    workers: int | None = None              # ImageNet: processes that read images; default: for each core but one
+    workers: int | None = None              # ImageNet: processes that read images; default: cores less one, at most 8
     # how images differ from one time to the next, in training
     crop_padding: int = 0                   # random crops: up to so many pixels to each side; 0: off
     flip: bool = False                      # mirror half of them; not for letters
@@ -86,8 +87,10 @@ class Config(TransformerConfig):
         if max(self.beta1, self.beta2, self.label_smoothing) >= 1 or self.seed >= 2 ** 63:
             raise ValueError(f"beta1={self.beta1}, beta2={self.beta2} and label_smoothing={self.label_smoothing} must "
                              f"be below 1, seed={self.seed} below 2^63")
+        if any(value and not 1e-3 <= value <= 1e3 for value in (self.mixup, self.cutmix)):
+            raise ValueError(f"mixup={self.mixup}, cutmix={self.cutmix}: give 0 (off), or 0.001 to 1000")
         if not self.data:
-            raise ValueError("ImageNet cannot be downloaded freely: give the folder of your copy with --data=FOLDER")
+            raise ValueError("data: give the folder of your images with --data=FOLDER (ImageNet cannot be had freely)")
         if self.data == "glyphs" and self.flip:
             raise ValueError("flip: letters have no mirror images; it is for --data=cifar10 and the like")
         for name in ("vocab_size", "max_len", "tie_embeddings"):
@@ -101,11 +104,13 @@ class Config(TransformerConfig):
 
 # The published models (v3): ViDAT 6+6 with 3 key/value heads in each group, 6.026 M parameters, ViT 12+0 with 7.149 M.
 # (authors' code: their DAT blocks pass the option of a bias in W_o to the MLP only)
-CIFAR = dict(d_model=384, n_layers=8, n_heads=12, n_ra=6, d_ff=384, patch_size=4, n_symbols=64, pool="mean_cls",
-             bias=True, attention_bias="output", dat_kv_heads=3, dat_attention_bias="none",
-             crop_padding=4, flip=True, cutmix=1.0, val_size=5000, batch_size=128, max_steps=39_100, optimizer="adam",
-             learning_rate=1e-3, min_lr=1e-5, weight_decay=5e-5, warmup_steps=1955, eval_every=391, baseline=False)
+CIFAR = dict(d_model=384, n_layers=8, n_heads=12, n_ra=6, d_ff=384, patch_size=4, pool="mean_cls", position="learned",
+             symbols="relative", symmetric=True, n_symbols=64, bias=True, attention_bias="output", dat_kv_heads=3,
+             dat_attention_bias="none", crop_padding=4, flip=True, cutmix=1.0, val_size=5000, batch_size=128,
+             max_steps=39_100, optimizer="adam", learning_rate=1e-3, min_lr=1e-5, weight_decay=5e-5, warmup_steps=1955,
+             eval_every=391, baseline=False)
 # paper: validation images are the test images, and all 50,000 are learned from, 100 times; here: 45,000, as many steps
+# (of ImageNet 1,271,167 of 1,281,167, as many steps as 45 epochs). Mirror images of ImageNet: as in the authors' code.
 PRESETS = {
     "cifar10": dict(CIFAR, data="cifar10"),
     "cifar100": dict(CIFAR, data="cifar100"),
@@ -114,9 +119,10 @@ PRESETS = {
                           d_ff=192, val_size=1000, max_steps=1500, warmup_steps=75, eval_every=150, baseline=True),
     # Figure 5: 45 epochs of 1,251 steps of 1,024 images
     "imagenet": dict(data="", d_model=1024, n_layers=24, n_heads=16, n_ra=6, d_ff=4096, activation="swiglu",
-                     final_norm=False, dropout=0.1, patch_size=16, pool="cls", val_size=10_000, flip=True,
-                     batch_size=32, grad_accum=32, max_steps=56_295, learning_rate=5e-4, schedule="constant",
-                     warmup_steps=0, weight_decay=0.1, beta2=0.99, eval_every=1251, baseline=False),
+                     position="learned", symbols="relative", symmetric=True, n_symbols=196, final_norm=False,
+                     dropout=0.1, patch_size=16, pool="cls", val_size=10_000, flip=True, batch_size=32, grad_accum=32,
+                     max_steps=56_295, learning_rate=5e-4, schedule="constant", warmup_steps=0, weight_decay=0.1,
+                     beta2=0.99, eval_every=1251, baseline=False),
 }
 
 
@@ -124,7 +130,9 @@ PRESETS = {
 
 def load(cfg, device):
     """The images that --data names, with what there is to know of them: data.images.Images, or ImageNet."""
-    folder = cfg.data
+    if cfg.image_size and (cfg.data in ("glyphs", *images.CIFAR) or images.kind_of(cfg.data) != "imagenet"):
+        raise ValueError(f"image_size={cfg.image_size}: it is for ImageNet; the images of {cfg.data} have 32")
+    folder = Path(cfg.data).expanduser()
     if cfg.data == "glyphs":
         train, test = (glyphs.generate(part, n, 0) for part, n in zip(("train", "test"), GLYPHS))
         return images.Images("glyphs", train, test, class_names=list(glyphs.CHARACTERS), mean=glyphs.MEAN,
@@ -133,16 +141,16 @@ def load(cfg, device):
         folder = images.fetch_cifar(cfg.data, cfg.data_dir)
     kind = images.kind_of(folder)
     if kind == "imagenet":
-        return ImageNet(folder, size=cfg.image_size, val_size=cfg.val_size, device=device, workers=cfg.workers)
+        return ImageNet(folder, size=cfg.image_size or 224, val_size=cfg.val_size, device=device, workers=cfg.workers)
     *train, test_images, test_labels = images.load_cifar(kind, folder)
     mean, std = images.STATISTICS[kind]
     return images.Images(kind, train, (test_images, test_labels), class_names=images.class_names(kind, folder),
                          mean=mean, std=std, val_size=cfg.val_size, device=device)
 
 
-def augmented(images, labels, cfg, data):
-    """A batch as the model is to see it in training: pixels (B, 3, H, W), probabilities (B, n_classes)."""
-    x, y = augment.augmented(images, labels, n_classes=data.n_classes, padding=cfg.crop_padding, flip=cfg.flip,
+def for_training(x, y, cfg, data):
+    """Images (B, 3, H, W) and labels (B,) as the model is to see them: pixels, and probabilities (B, n_classes)."""
+    x, y = augment.augmented(x, y, n_classes=data.n_classes, padding=cfg.crop_padding, flip=cfg.flip,
                              mixup=cfg.mixup, cutmix=cfg.cutmix, smoothing=cfg.label_smoothing)
     return augment.normalised(x, data.mean, data.std), y
 
@@ -190,7 +198,7 @@ def evaluate(model, data, part, device, dtype, batch_size=250):
         right += (logits.argmax(-1) == y).sum().item()
     model.train()
     if not n:
-        raise ValueError(f"none of the images to {part} on could be read")
+        raise ValueError(f"none of the {part} images could be read")
     return loss / n, right / n, n
 
 
@@ -206,28 +214,27 @@ def train(cfg, run, data, device, dtype):
     forward = torch.compile(model) if cfg.compile else model
 
     def validate():
-        with training.one_line_errors():                              # images may vanish from a disk
+        with training.one_line_errors():
             loss, accuracy, _ = evaluate(model, data, "val", device, dtype)
         run.validated(val_loss=loss, val_accuracy=accuracy)
 
     if run.step == 0:
         validate()
-    batches = data.training_batches(cfg.batch_size * cfg.grad_accum, cfg.seed, run.step + 1)
+    batches = data.training_batches(cfg.batch_size, cfg.seed, run.step + 1, cfg.grad_accum)
     for step in run.steps():
         training.reseed(cfg.seed, step)                               # for augmentation and dropout
         lr = training.learning_rate(step, cfg)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        with training.one_line_errors():
-            images, labels = next(batches)                            # uint8 (B grad_accum, 3, H, W), (B grad_accum,)
         mean_loss = 0.0
-        for some, their_labels in zip(images.split(cfg.batch_size), labels.split(cfg.batch_size)):
-            x, y = augmented(some, their_labels, cfg, data)           # (B, 3, H, W), (B, n_classes)
+        for _ in range(cfg.grad_accum):
+            with training.one_line_errors():                          # images may vanish from a disk
+                x, y = next(batches)                                  # uint8 (B, 3, H, W), (B,)
+            x, y = for_training(x, y, cfg, data)                      # float, (B, n_classes)
             with training.autocast(device, dtype):
                 _, loss = forward(x, y)
-            share = len(x) / len(images)
-            (loss * share).backward()
-            mean_loss += loss.item() * share
+            (loss / cfg.grad_accum).backward()
+            mean_loss += loss.item() / cfg.grad_accum
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or float("inf"))
         run.check(train_loss=mean_loss, gradient_norm=norm.item())    # stop before the weights are spoilt
         optimizer.step()
@@ -241,13 +248,14 @@ def train(cfg, run, data, device, dtype):
 
 def score(run, data, device, dtype):
     """The one look at the test images: accuracy and loss go into config.json, some answers into predictions.png."""
-    model = make_model(run.cfg, data).to(device)
-    model.load_state_dict(training.load_checkpoint(run.folder / "last.pt")["model"])
+    if "scores" not in run.record or not (run.folder / "predictions.png").exists():
+        model = make_model(run.cfg, data).to(device)
+        model.load_state_dict(training.load_checkpoint(run.folder / "last.pt")["model"])
+        draw_predictions(model, data, run.folder / "predictions.png", device, dtype)
     if "scores" not in run.record:
         loss, accuracy, n = evaluate(model, data, "test", device, dtype)
         run.record["scores"] = {"test_loss": loss, "test_accuracy": accuracy, "images": n}
         run.write_record()
-    draw_predictions(model, data, run.folder / "predictions.png", device, dtype)
     scores = run.record["scores"]
     print(f"{run.folder.name}, final model: {scores['images']:,} test images, loss {scores['test_loss']:.4f}, "
           f"accuracy {scores['test_accuracy']:.4f}; some answers: {run.folder / 'predictions.png'}")
@@ -283,7 +291,7 @@ def main(argv=None):
         configs = training.with_baselines([replace(cfg, data=data.name) for cfg in configs],
                                           lambda cfg: count_parameters(cfg, data))
         for cfg in configs:
-            count_parameters(cfg, data)                               # what cannot be built is found before any training
+            count_parameters(cfg, data)                               # what cannot be built is found before training
         print(f"images: {data.name}, {data.n_classes} classes, " + ", ".join(
             f"{data.facts[part]:,} for {what}" for part, what in (("train", "training"), ("val", "validation"),
                                                                   ("test", "testing"))) + f"\ndevice: {why}")
@@ -299,8 +307,8 @@ def main(argv=None):
             score(run, data, device, dtype)
         folders.append(run.folder)
     compare.report(folders, Path(first.out_dir))
-    if unreadable := getattr(data, "unreadable", None):
-        print(f"left out, as they could not be read: {len(unreadable):,} images, named above")
+    if data.unreadable:
+        print(f"left out, as they could not be read: {len(data.unreadable):,} images, named above")
     if all(cfg.n_ra for cfg in configs):
         print("For the Transformer beside it, repeat the command with --baseline; what is finished is reused.")
 

@@ -100,6 +100,8 @@ def main(argv=None):
     configs = options.parse_options(Options, argv=argv)
     with options.one_line_errors():
         o = options.agreed(configs, ("seed",))
+        if not 0 <= o.seed < 2 ** 62:
+            raise ValueError(f"seed={o.seed}: give one from 0 to 2^62 - 1")
         x = np.concatenate([generate(part, n, o.seed)[0] for part, n in (("train", 120), ("test", 80))])
         sheet = x.reshape(10, 20, 3, SIZE, SIZE).transpose(0, 3, 1, 4, 2).reshape(10 * SIZE, 20 * SIZE, 3)
         Path(o.out).parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """ImageNet (ILSVRC2012) from a folder of yours: images that are read, cropped and resized while the model learns.
 
     images = ImageNet("/data/imagenet", size=224, device="cuda")   # in it: train/<class>/*.JPEG and val/<class>/*.JPEG
-    for x, y in images.training_batches(1024, seed=1, first_step=1):       # uint8 (1024, 3, 224, 224), int64 (1024,)
+    for x, y in images.training_batches(128, seed=1, first_step=1):        # uint8 (128, 3, 224, 224), int64 (128,)
 
 Its 140 GB fit into no memory, and a GPU learns from images faster than one core can decode them: worker processes do
 that ahead of time. Any folder of this layout will do, so a course can work on a subset of ten classes.
@@ -62,14 +62,16 @@ class ImageNet:
         self.facts = {"data": self.name, "sha256": digest, "classes": self.n_classes,
                       **{part: len(labels) for part, (_, labels) in self.parts.items()}}
 
-    def training_batches(self, batch_size, seed, first_step):
-        """From `first_step` on, without end: randomly cropped images uint8 (B, 3, size, size), labels int64 (B,).
+    def training_batches(self, batch_size, seed, first_step, grad_accum=1):
+        """From `first_step` on, without end, grad_accum batches a step: randomly cropped images uint8
+        (B, 3, size, size), labels int64 (B,).
 
         Step s is a function of (seed, s), however many workers there are and wherever a run began.
         """
         n = len(self.parts["train"][1])
-        yield from self._read("train", ((rows_of(step, n, batch_size, seed), (seed, step))
-                                        for step in itertools.count(first_step)))
+        yield from self._read("train", (
+            (rows[first:first + batch_size], (seed, step, first)) for step in itertools.count(first_step)
+            for rows in [rows_of(step, n, batch_size * grad_accum, seed)] for first in range(0, len(rows), batch_size)))
 
     def batches(self, part, batch_size):
         """Once through "val" or "test", in order: the middle of each image."""
@@ -87,7 +89,7 @@ class ImageNet:
                             pin_memory=self.device.type == "cuda",
                             # else it draws from PyTorch's own, on which dropout and data/augment.py depend
                             generator=torch.Generator())
-        for images, labels, unreadable in loader:
+        for images, labels, unreadable in self._out_of(loader):
             if not len(labels) and len(unreadable) > 1:
                 file, why = next(iter(unreadable.items()))
                 raise ValueError(f"none of the {len(unreadable):,} images of a batch could be read, {file} for one "
@@ -98,6 +100,15 @@ class ImageNet:
             self.unreadable.update(unreadable)
             if len(labels):
                 yield tuple(array.to(self.device, non_blocking=True) for array in (images, labels))
+
+
+    def _out_of(self, loader):
+        """What it gives; a worker that was killed, or has no room to hand its batch over, is one line."""
+        try:
+            yield from loader
+        except RuntimeError as error:
+            raise ValueError(f"a process that reads images ended ({' '.join(str(error).split())[:200]}); go on with "
+                             f"--resume, with --workers=0 if there is too little shared memory") from None
 
 
 # ---- the folder ------------------------------------------------------------------------------------------------------
@@ -223,10 +234,11 @@ class Reader:
     def __getitem__(self, request):
         """-> images uint8 (b, 3, size, size), labels int64 (b,), and {file: why} of the B - b that are unreadable.
 
-        request: rows (B,), and (seed, step) for random pieces or None for the middle
+        request: rows (B,), and (seed, step, the first one's place in the step) for random pieces or None for the middle
         """
         (rows, draw), pixels, labels, unreadable = request, [], [], {}
-        for place, row in enumerate(rows, 1):  # from 1 on: [seed, x, 0] is to NumPy the [seed, x] that shuffles epoch x
+        # from 1 on: [seed, x, 0] is to NumPy the [seed, x] that shuffles epoch x
+        for place, row in enumerate(rows, draw[2] + 1 if draw else 1):
             file = os.fsdecode(self.files[row])
             try:
                 image = decoded(self.folder / file)
@@ -235,7 +247,7 @@ class Reader:
                 unreadable[file] = " ".join(why.split())
                 continue
             # drawn by place, so that a damaged neighbour changes nothing
-            image = (random_piece(image, self.size, np.random.default_rng([*draw, place])) if draw
+            image = (random_piece(image, self.size, np.random.default_rng([*draw[:2], place])) if draw
                      else middle(image, self.size))
             pixels.append(np.asarray(image))
             labels.append(self.labels[row])

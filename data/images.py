@@ -6,13 +6,14 @@ Validation images are a part of the training images, chosen once and for all see
 the end. ImageNet, which fits into no memory, has the same methods in data/imagenet.py.
 """
 import hashlib
+import itertools
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data.download import download, extract
+from data.download import download, extract, say
 
 CIFAR = {
     "cifar10": dict(url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", size=170_052_171,
@@ -50,6 +51,8 @@ def kind_of(folder):
             return name
     if (folder / "train").is_dir():
         return "imagenet"
+    if (folder / "data_batch_1").is_file() or (folder / "meta").is_file():
+        raise ValueError(f"{folder} holds the Python version of CIFAR, which is pickled; get the binary version")
     layouts = "data_batch_1.bin, ... (CIFAR-10), train.bin (CIFAR-100) or train/<class>/*.JPEG (ImageNet)"
     if folder.is_dir():
         raise ValueError(f"{folder} is a folder of another kind: known are those with {layouts}")
@@ -74,8 +77,10 @@ def load_cifar(name, folder):
     there = [file for file in train if (Path(folder) / file).is_file()]
     if not there:
         raise ValueError(f"{folder} is not a folder of {name}: no {train[0]} in it")
-    parts = [read_rows(name, Path(folder) / file) for file in there]
-    return *(np.concatenate(arrays) for arrays in zip(*parts)), *read_rows(name, Path(folder) / test)
+    parts, test_part = [read_rows(name, Path(folder) / file) for file in there], read_rows(name, Path(folder) / test)
+    if len(there) < len(train):
+        say(f"{folder} has {len(there)} of the {len(train)} files of training images")
+    return *(np.concatenate(arrays) for arrays in zip(*parts)), *test_part
 
 
 def read_rows(name, path):
@@ -112,7 +117,7 @@ class Images:
 
     def __init__(self, name, train, test, *, class_names, mean, std, val_size, device="cpu"):
         self.name, self.class_names, self.mean, self.std = name, class_names, mean, std
-        self.n_classes, self.size = len(class_names), train[0].shape[-1]
+        self.n_classes, self.size, self.unreadable = len(class_names), train[0].shape[-1], {}
         if val_size >= len(train[0]):
             raise ValueError(f"val_size={val_size}: only {len(train[0]):,} training images of {name} to take them from")
         order = np.random.default_rng(0).permutation(len(train[0]))
@@ -124,14 +129,13 @@ class Images:
         self.facts = {"data": name, "sha256": digest.hexdigest(), "classes": self.n_classes,
                       **{part: len(labels) for part, (_, labels) in self.parts.items()}}
 
-    def training_batches(self, batch_size, seed, first_step):
-        """From `first_step` on, one batch after another without end: images uint8 (B, 3, H, W), labels (B,)."""
+    def training_batches(self, batch_size, seed, first_step, grad_accum=1):
+        """From `first_step` on, without end, grad_accum batches a step: images uint8 (B, 3, H, W), labels (B,)."""
         images, labels = self.parts["train"]
-        step = first_step
-        while True:
-            rows = torch.from_numpy(rows_of(step, len(labels), batch_size, seed)).to(labels.device)
-            yield images[rows], labels[rows]
-            step += 1
+        for step in itertools.count(first_step):
+            rows = torch.from_numpy(rows_of(step, len(labels), batch_size * grad_accum, seed)).to(labels.device)
+            for some in rows.split(batch_size):
+                yield images[some], labels[some]
 
     def batches(self, part, batch_size):
         """Once through "val" or "test", in order."""

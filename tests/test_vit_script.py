@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import re
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import train_vit
 import training
 from config import TransformerConfig
 from data import augment, images
+from model import VisionTransformer
 from train_vit import PRESETS, Config, count_parameters, evaluate, make_model
 
 TINY = ["--d_model=16", "--d_ff=16", "--n_layers=1", "--n_heads=2", "--n_ra=1", "--batch_size=8", "--val_size=40",
@@ -77,6 +79,10 @@ def test_the_imagenet_preset_is_the_papers_model(n_ra, n_sa):
     assert model.stack.blocks[0].mlp.W_3.weight.shape == (4096, 1024) and not list(model.norm.parameters())
     assert [name for name, _ in model.stack.blocks.named_parameters() if name.endswith("bias")] == []
     assert cfg.batch_size * cfg.grad_accum == 1024 and cfg.max_steps == 45 * (1_281_167 // 1024)
+    assert (cfg.optimizer, cfg.learning_rate, cfg.schedule, cfg.warmup_steps) == ("adamw", 5e-4, "constant", 0)
+    assert (cfg.beta1, cfg.beta2, cfg.dropout, cfg.norm_first) == (0.9, 0.99, 0.1, True)
+    assert (cfg.pool, cfg.symbols, cfg.symmetric, cfg.position) == ("cls", "relative", True, "learned")
+    assert cfg.mixup == cfg.cutmix == cfg.crop_padding == 0 and cfg.activation == "swiglu"
 
 
 def test_where_attention_has_biases_is_a_choice():
@@ -96,7 +102,6 @@ def test_where_attention_has_biases_is_a_choice():
 
 
 def make_model_of(cfg):
-    from model import VisionTransformer
     return VisionTransformer(cfg, image_size=8, patch_size=4, n_classes=2)
 
 
@@ -176,20 +181,15 @@ def test_augmentation_is_for_training_alone(monkeypatch):
     data = bar_images()
     cfg = Config(d_model=16, n_layers=1, n_heads=2, n_ra=1, crop_padding=4, flip=True, cutmix=1.0, data="bars")
     torch.manual_seed(1)
-    x, y = train_vit.augmented(*next(data.training_batches(16, 1, 1)), cfg, data)
+    x, y = train_vit.for_training(*next(data.training_batches(16, 1, 1)), cfg, data)
     assert x.shape == (16, 3, 32, 32) and ((y > 0).sum(1) > 1).any()     # mixed labels
     for name in ("augmented", "random_crop", "random_flip", "mix", "cut_and_paste", "smoothed"):
         monkeypatch.setattr(augment, name, None)
+    model = make_model(cfg, data)
     before = torch.get_rng_state()
-    evaluate(make_model(cfg, data), data, "val", CPU, torch.float32)
-    first = evaluate(make_model_from(0, cfg, data), data, "val", CPU, torch.float32)
-    assert first == evaluate(make_model_from(0, cfg, data), data, "val", CPU, torch.float32)
-    torch.set_rng_state(before)
-
-
-def make_model_from(seed, cfg, data):
-    torch.manual_seed(seed)
-    return make_model(cfg, data)
+    first = evaluate(model, data, "val", CPU, torch.float32)
+    assert torch.equal(before, torch.get_rng_state())                  # nothing was drawn
+    assert first == evaluate(model, data, "val", CPU, torch.float32)
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     args = [*TINY, "--dropout=0.1", "--baseline=False", "--crop_padding=2", "--mixup=0.5", "--cutmix=1",
             "--label_smoothing=0.1"]
     train_vit.main([*args, f"--out_dir={tmp_path / 'whole'}"])
-    calls, plain = [], train_vit.augmented
+    calls, plain = [], train_vit.for_training
 
     def once_too_often(*arguments):
         calls.append(1)
@@ -234,7 +234,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
 
     cut = [*args, f"--out_dir={tmp_path / 'cut'}"]
     with monkeypatch.context() as m:
-        m.setattr(train_vit, "augmented", once_too_often)
+        m.setattr(train_vit, "for_training", once_too_often)
         with pytest.raises(KeyboardInterrupt):
             train_vit.main(cut)
     train_vit.main([*cut, "--resume"])
@@ -253,6 +253,27 @@ def test_gradient_accumulation_sees_the_whole_batch(tmp_path):
         log, = out.glob("*/log.csv")
         losses.append([float(line.split(",")[2]) for line in log.read_text().splitlines()[2:]])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_same_images_in_another_place_are_the_same(tmp_path, capsys):
+    x, labels = bars(60, 1)
+    rows = np.concatenate([labels[:, None].astype(np.uint8), x.reshape(60, -1)], 1)
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        for name in ("data_batch_1.bin", "test_batch.bin"):
+            (tmp_path / place / name).write_bytes(rows.tobytes())
+    for folder in (f"{tmp_path}/here", f"{tmp_path}/here/", f"{tmp_path}/there"):
+        train_vit.main([*TINY, f"--data={folder}", "--baseline=False", f"--out_dir={tmp_path / 'out'}"])
+    out, err = capsys.readouterr()
+    assert out.count(": reused") == 2 and "has 1 of the 5 files of training images" in err
+    assert len(list((tmp_path / "out").glob("sa*"))) == 1
+
+
+def test_what_cannot_be_built_is_found_before_anything_is_trained(tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        train_vit.main([*TINY, "--patch_size=8,5", f"--out_dir={tmp_path / 'out'}"])
+    assert error.value.code == 2 and "not a multiple of patch_size=5" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_published_pair_is_compared(tmp_path, capsys):
@@ -300,13 +321,16 @@ def test_damaged_images_of_a_folder_are_named_counted_and_left_out(tmp_path, cap
     ("--data={tmp}", "is a folder of another kind: known are those with data_batch_1.bin"),
     ("--data={tmp}/flat", "has no folder val/: expected are train/<class>/*.JPEG"),
     ("--data={tmp}/cut", "has 3,000 bytes, not a multiple of the 3,073"),
-    ("--preset=imagenet", "give the folder of your copy with --data=FOLDER"),
+    ("--preset=imagenet", "give the folder of your images with --data=FOLDER"),
     ("--preset=cifar10 --n_ra=4", "the DAT cannot have --dat_kv_heads=3: n_kv_heads=3 does not divide n_sa=8"),
     ("--flip", "letters have no mirror images"),
     ("--val_size=200", "only 200 training images of glyphs"),
     ("--patch_size=5 --val_size=20", "image_size=32 is not a multiple of patch_size=5"),
     ("--label_smoothing=1", "must be below 1"),
     ("--cutmix=-1", "cutmix=-1.0: must be at least 0"),
+    ("--cutmix=inf", "cutmix=inf: give 0 (off), or 0.001 to 1000"),
+    ("--image_size=64", "image_size=64: it is for ImageNet; the images of glyphs have 32"),
+    ("--data={tmp}/py", "holds the Python version of CIFAR"),
     ("--max_len=64", "--max_len: it means nothing for images"),
     ("--val_size=10,20", "--val_size: give one value, not a list"),
     ("--pool=max", "choose from mean, mean_cls, cls"),
@@ -315,6 +339,8 @@ def test_damaged_images_of_a_folder_are_named_counted_and_left_out(tmp_path, cap
 def test_wrong_input_is_one_clear_line(wrong, words, capsys, tmp_path):
     (tmp_path / "flat" / "train").mkdir(parents=True)
     (tmp_path / "cut").mkdir()
+    (tmp_path / "py").mkdir()
+    (tmp_path / "py" / "data_batch_1").write_bytes(b"pickle")
     (tmp_path / "cut" / "data_batch_1.bin").write_bytes(bytes(3000))
     with pytest.raises(SystemExit) as error:
         train_vit.main([*wrong.format(tmp=tmp_path).split(), f"--out_dir={tmp_path / 'out'}"])
@@ -338,4 +364,6 @@ def test_real_images_are_learned_from(tmp_path, capsys):
     train_vit.main([*TINY, f"--data={folder}", "--val_size=9800", "--flip", "--crop_padding=4", "--cutmix=1",
                     "--max_steps=40", "--batch_size=64", "--learning_rate=3e-3", "--baseline=False", "--eval_every=40",
                     f"--out_dir={tmp_path}"])
-    assert "images: cifar10, 10 classes, 200 for training, 9,800 for validation, 1,000 for testing" in capsys.readouterr().out
+    assert "10 classes, 200 for training, 9,800 for validation, 1,000 for testing" in (out := capsys.readouterr().out)
+    losses = [float(loss) for loss in re.findall(r"val_loss (\d\.\d+)", out)]
+    assert losses[1] < losses[0] - 0.1
