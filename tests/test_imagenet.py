@@ -203,7 +203,7 @@ def test_a_batch_is_a_function_of_seed_and_step(tmp_path):
     assert same(steps, taken(with_workers.training_batches(4, 1, 1), 6))
     assert same(steps[2:], taken(with_workers.training_batches(4, 1, 3), 4))
     assert same(list(data.batches("test", 1)), list(with_workers.batches("test", 1)))
-    in_pieces = taken(with_workers.training_batches(2, 1, 3, grad_accum=2), 8)      # the same steps, in two batches each
+    in_pieces = taken(with_workers.training_batches(2, 1, 3, grad_accum=2), 8)     # the same steps, in two batches each
     assert same([tuple(torch.cat(pair) for pair in zip(*in_pieces[i:i + 2])) for i in range(0, 8, 2)], steps[2:])
     other = torch.cat([images for images, _ in taken(data.training_batches(4, 2, 1), 6)]).flatten(1)
     assert len(torch.cat([pieces, other]).unique(dim=0)) == 48
