@@ -130,22 +130,21 @@ PRESETS = {
 
 def load(cfg, device):
     """The images that --data names, with what there is to know of them: data.images.Images, or ImageNet."""
-    if cfg.image_size and (cfg.data in ("glyphs", *images.CIFAR) or images.kind_of(cfg.data) != "imagenet"):
-        raise ValueError(f"image_size={cfg.image_size}: it is for ImageNet; the images of {cfg.data} have 32")
     folder = Path(cfg.data).expanduser()
-    if cfg.data == "glyphs":
-        train, test = (glyphs.generate(part, n, 0) for part, n in zip(("train", "test"), GLYPHS))
-        return images.Images("glyphs", train, test, class_names=list(glyphs.CHARACTERS), mean=glyphs.MEAN,
-                             std=glyphs.STD, val_size=cfg.val_size, device=device)
-    if cfg.data in images.CIFAR:
-        folder = images.fetch_cifar(cfg.data, cfg.data_dir)
-    kind = images.kind_of(folder)
+    kind = cfg.data if cfg.data in ("glyphs", *images.CIFAR) else images.kind_of(folder)
     if kind == "imagenet":
         return ImageNet(folder, size=cfg.image_size or 224, val_size=cfg.val_size, device=device, workers=cfg.workers)
-    *train, test_images, test_labels = images.load_cifar(kind, folder)
-    mean, std = images.STATISTICS[kind]
-    return images.Images(kind, train, (test_images, test_labels), class_names=images.class_names(kind, folder),
-                         mean=mean, std=std, val_size=cfg.val_size, device=device)
+    if cfg.image_size:
+        raise ValueError(f"image_size={cfg.image_size}: it is for ImageNet; the images of {kind} have 32")
+    if kind == "glyphs":
+        train, test = (glyphs.generate(part, n, 0) for part, n in zip(("train", "test"), GLYPHS))
+        names, mean, std = list(glyphs.CHARACTERS), glyphs.MEAN, glyphs.STD
+    else:
+        if cfg.data == kind:
+            folder = images.fetch_cifar(kind, cfg.data_dir)
+        *train, test_images, test_labels = images.load_cifar(kind, folder)
+        test, names, (mean, std) = (test_images, test_labels), images.class_names(kind, folder), images.STATISTICS[kind]
+    return images.Images(kind, train, test, class_names=names, mean=mean, std=std, val_size=cfg.val_size, device=device)
 
 
 def for_training(x, y, cfg, data):
