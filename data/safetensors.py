@@ -1,0 +1,104 @@
+"""Named tensors out of .safetensors files: the header's length (8 bytes), the header (JSON), the tensors, end to end.
+
+    entries = read_header("model.safetensors")               # {name: Entry}, after every offset has been checked
+    tensor = entries["layers.norm.weight"].read("model.safetensors")
+
+Nothing in such a file is trusted: whatever cannot be is a ValueError of one line, before anything large is allocated.
+"""
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+LONGEST = 10 ** 6                                                    # bytes of JSON; published: 60,000 for 24 layers
+
+
+@dataclass
+class Entry:
+    dtype: torch.dtype
+    shape: list
+    begin: int                                                       # bytes from the start of the file
+    end: int
+
+    def read(self, path):
+        raw = np.fromfile(path, np.uint8, count=self.end - self.begin, offset=self.begin)
+        return torch.from_numpy(raw).view(self.dtype).view(self.shape)
+
+
+def read_json(file, length):
+    """The next bytes of an open file, as a JSON object. ValueError for anything else, or if a name is given twice."""
+    def once(pairs):
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError(f"a name is given twice: {some(name for name, _ in pairs)}")
+        return dict(pairs)
+
+    if length > LONGEST:
+        raise ValueError(f"{length:,} bytes of JSON, more than {LONGEST:,}")
+    try:
+        value = json.loads(file.read(length).decode(), object_pairs_hook=once)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+    if type(value) is not dict:
+        raise ValueError("not a JSON object")
+    return value
+
+
+def read_header(path):
+    """{name: Entry} of a safetensors file. Raises ValueError unless its tensors fill it without gap or overlap."""
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError(f"cut, or no safetensors file: a header of {length:,} bytes in a file of {size:,}")
+        try:
+            header = read_json(file, length)
+        except ValueError as error:
+            raise ValueError(f"the header is damaged: {error}") from None
+    notes, start = header.pop("__metadata__", {}), 8 + length
+    if type(notes) is not dict or not all(type(note) is str for note in notes.values()):
+        raise ValueError("the header is damaged: its __metadata__ must be strings")
+    entries = {name: read_entry(name, entry, start, size) for name, entry in header.items()}
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != start:
+            raise ValueError(f"{brief(name)} {'overlaps with' if entry.begin < start else 'leaves a gap after'} what "
+                             f"is before it: it begins at byte {entry.begin:,}, not {start:,}")
+        start = entry.end
+    if start != size:
+        raise ValueError(f"it has {size:,} bytes, but its tensors end at {start:,}")
+    return entries
+
+
+def read_entry(name, entry, start, size):
+    """One tensor's line of the header: its bytes lie within the file, and are as many as its shape needs."""
+    if type(entry) is not dict or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{brief(name)} must have dtype, shape and data_offsets, not {brief(entry)}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if type(dtype) is not str or dtype not in DTYPES:
+        raise ValueError(f"{brief(name)} has dtype {brief(dtype)}; known: {', '.join(DTYPES)}")
+    # bounded, because products of boundless numbers take for ever
+    if type(shape) is not list or len(shape) > 8 or not all(type(n) is int and 0 <= n <= size for n in shape):
+        raise ValueError(f"{brief(name)} has shape {brief(shape)}, which cannot be")
+    if type(offsets) is not list or len(offsets) != 2 or not all(type(n) is int for n in offsets):
+        raise ValueError(f"{brief(name)} has data_offsets {brief(offsets)}: not two whole numbers")
+    begin, end = (start + offset for offset in offsets)
+    if not start <= begin <= end <= size:
+        raise ValueError(f"{brief(name)} has data_offsets {brief(offsets)}, outside of its {size - start:,} bytes")
+    needed = math.prod(shape) * DTYPES[dtype].itemsize
+    if end - begin != needed:
+        raise ValueError(f"{brief(name)} has {end - begin:,} bytes, but {dtype} {brief(shape)} needs {needed:,}")
+    return Entry(DTYPES[dtype], shape, begin, end)
+
+
+def brief(x):
+    """As Python writes it: on one line, and not all of it where somebody means ill."""
+    text = repr(x)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def some(names):
+    names = list(names)
+    return ", ".join(map(brief, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
