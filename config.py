@@ -25,8 +25,8 @@ class TransformerConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"                  # kind of normalisation
     norm_first: bool = True                 # pre-norm, as run in most experiments; False: post-norm, Algorithms 2 and 3
     final_norm: bool = True                 # one more norm after the last block
-    bias: bool = False                      # biases in MLP and LayerNorm, and in attention unless the next line says
-    attention_bias: Literal["as_bias", "all", "output", "none"] = "as_bias"   # in its projections; output: W_o only
+    bias: bool = False                      # biases in MLP and LayerNorm; in attention, too, if attention_bias says so
+    attention_bias: Literal["as_bias", "all", "output", "none"] = "as_bias"   # of projections; output: W_o's
     dropout: float = 0.0                    # on attention, symbol retrieval, branches and embeddings; in training only
     position: Literal["rope", "learned", "sinusoidal"] = "rope"          # how tokens know their place
     symbols: Literal["symbolic", "relative", "positional"] = "symbolic"  # who is the sender? see symbols.py
