@@ -292,15 +292,17 @@ def test_impossible_shapes_are_refused_in_words():
             RelationalAttention(16, 4)(x, x, mask=mask)
 
 
-@pytest.mark.parametrize("n_tokens, n_relations, form", [(6, 4, "literal"), (7, 4, "fast"), (6, 16, "fast")])
-def test_the_literal_form_serves_few_tokens_with_few_relations(monkeypatch, n_tokens, n_relations, form):
+@pytest.mark.parametrize("n_tokens, n_relations, causal, form", [
+    (6, 4, True, "literal"), (7, 4, True, "fast"), (6, 16, True, "fast"),
+    (20, 4, False, "literal"), (25, 2, False, "fast"), (20, 5, False, "fast")])
+def test_the_literal_form_serves_few_tokens_with_few_relations(monkeypatch, n_tokens, n_relations, causal, form):
     monkeypatch.setattr("relational_attention.SHORT", 6)
     used = []
     for name in ("literal", "fast"):
         original = getattr(RelationalAttention, name)
         monkeypatch.setattr(RelationalAttention, name, lambda *a, name=name, f=original: used.append(name) or f(*a))
-    m = RelationalAttention(D, 4, n_relations=n_relations).double()       # 4 heads with values of 16 + 4 numbers
+    m = RelationalAttention(D, 4, n_relations=n_relations, rel_proj_dim=16 // n_relations).double()       # values of at most 20
     x = torch.randn(B, n_tokens, D, dtype=torch.float64)
-    out = m(x, x)
+    out = m(x, x, causal=causal)
     assert used == [form]
-    torch.testing.assert_close(out, m(x, x, need_weights=True)[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(out, m(x, x, causal=causal, need_weights=True)[0], rtol=0, atol=1e-10)

@@ -125,7 +125,7 @@ def test_more_accuracy_is_better_and_less_loss():
     def groups(metric, dat):
         def run(n_ra, seed, value):
             return {"options": {"n_heads": 8, "n_ra": n_ra, "seed": seed, "d_ff": None}, "n_parameters": 1000,
-                    "facts": {}, "log": {metric: np.array([0.0, value])}}
+                    "facts": {}, "log": {"step": None, "tokens": None, metric: np.array([0.0, value])}}
         return {"DAT 4+4": [run(4, seed, value) for seed, value in enumerate(dat)],
                 "Transformer 8+0": [run(0, seed, 0.5) for seed in range(3)]}
 
