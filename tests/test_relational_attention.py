@@ -301,7 +301,7 @@ def test_the_literal_form_serves_few_tokens_with_few_relations(monkeypatch, n_to
     for name in ("literal", "fast"):
         original = getattr(RelationalAttention, name)
         monkeypatch.setattr(RelationalAttention, name, lambda *a, name=name, f=original: used.append(name) or f(*a))
-    m = RelationalAttention(D, 4, n_relations=n_relations, rel_proj_dim=16 // n_relations).double()       # values of at most 20
+    m = RelationalAttention(D, 4, n_relations=n_relations, rel_proj_dim=16 // n_relations).double()      # values of at most 20
     x = torch.randn(B, n_tokens, D, dtype=torch.float64)
     out = m(x, x, causal=causal)
     assert used == [form]
