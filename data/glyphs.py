@@ -73,6 +73,7 @@ def draw(masters, g):
     """Masters (n, 96, 96), each placed and coloured at random: uint8 (n, 3, 32, 32)."""
     n = len(masters)
     # Where in the master does the image's point (x, y) lie, both in -1 ... 1? At A (x, y) + b.
+    # A is rotation / size after a slant along x; b brings a shift of the letter, hence the minus.
     angle, slant, size = uniform(n, -0.35, 0.35, g), uniform(n, -0.2, 0.2, g), uniform(n, 0.75, 1.35, g)
     cos, sin = angle.cos() / size, angle.sin() / size
     A = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], 1)                    # (n, 2, 2)
