@@ -2,6 +2,7 @@
 
     path = download(url, "data/cache/cifar.tar.gz", size=170_052_171, sha256="c4a38c50...")
     folder = extract(path, "data/cache/cifar")
+    path = download(url, "data/cache/stories-50MB.txt", first=50_000_000)      # of a file of 1.9 GB
 
 Hosts of datasets are slow, cut connections and answer 503 with an HTML page; readers press Ctrl-C; eight processes of
 one job want the same file. So bytes gather in `<path>.part`, where every further attempt, or run, goes on, and a file
@@ -11,6 +12,7 @@ A few files out of an archive that is too large to keep: data/stream.py, which u
 import errno
 import gzip
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -47,17 +49,23 @@ class TryAgain(Exception):
     """Asking again may help."""
 
 
-def download(url, path, *, size=None, sha256=None, check=None, retries=5, backoff=1.0, timeout=30.0) -> Path:
+def download(url, path, *, size=None, first=None, sha256=None, check=None, retries=5, backoff=1.0,
+             timeout=30.0) -> Path:
     """Fetches `url` to `path` and returns `path`. A file that is there already is not asked for again.
 
-    size      length of the whole file in bytes, if known
-    sha256    its checksum in hex, if published
+    size      length of the whole file at `url` in bytes, if known: a server that announces another is refused
+    first     fetch only so many bytes from its start, or all if it has fewer; give another number another path, for a
+              file that is there already is not asked how many it was to have
+    sha256    its checksum in hex, if published; with `first`, that of the bytes fetched and not of the whole file
     check     for a file without one: called with the path of the finished .part, raises ValueError if that is wrong
     retries   how often to ask again when an attempt brought nothing new; the n-th time after backoff * 2^(n-1) seconds
     timeout   seconds of silence after which a connection counts as dead
 
     Raises DownloadError. What has arrived stays in `<path>.part` for the next run, unless it proved wrong.
+    Raises ValueError for a `first` that is no number of bytes.
     """
+    if first is not None and not (isinstance(first, int) and first > 0):
+        raise ValueError(f"first={first!r}: give a whole number of bytes, 1 or more, or None for the whole file")
     path = Path(path)
     part = path.with_name(path.name + ".part")
     with explained(f"could not download {path} from {url}", path.parent, f"fetch it by hand and put it at {path}"):
@@ -68,19 +76,19 @@ def download(url, path, *, size=None, sha256=None, check=None, retries=5, backof
                 return path
             if not sys.stderr.isatty():        # on a terminal the bar says it
                 say(f"downloading {path} from {url}")
-            provable = not (size is None and sha256 is None and check is None)
-            _fetch(url, part, size=size, provable=provable, retries=retries, backoff=backoff, timeout=timeout)
-            _verify(part, size, sha256, check)
+            provable = not (sha256 is None and check is None and (size is None or first is not None))
+            _fetch(url, part, retries, backoff, size=size, first=first, provable=provable, timeout=timeout)
+            _verify(part, sha256, check)
             os.replace(part, path)
     return path
 
 
-def _fetch(url, part, *, size, provable, retries, backoff, timeout):
+def _fetch(url, part, retries, backoff, **wanted):
     """Attempt after attempt until `part` is whole."""
     patience = Patience(part.stem, _length(part), retries, backoff)
     while True:
         try:
-            return _attempt(url, part, size=size, provable=provable, timeout=timeout)
+            return _attempt(url, part, **wanted)
         except TryAgain as fault:
             patience.pause(fault, _length(part))
 
@@ -104,30 +112,35 @@ class Patience:
         time.sleep(pause)
 
 
-def _attempt(url, part, *, size, provable, timeout):
+def _attempt(url, part, *, size, first, provable, timeout):
     """One request, for what `part` still lacks. Returns if `part` is whole then; else raises TryAgain or Refused."""
-    have = _length(part)
+    length = have = _length(part)
+    if first is not None:
+        # If nothing is lacking, the last byte comes again: an answer tells whether this is still the file we had.
+        have = min(length, first - 1)
     if have and have == size:
         return
-    with request(url, have, part.stat().st_mtime if have else None, timeout) as response:
+    with request(url, have, part.stat().st_mtime if have else None, timeout, first) as response:
         status, content_range = response.status_code, response.headers.get("Content-Range", "")
-        if have and status == 416 and content_range == f"bytes */{have}":
+        if have and status == 416 and content_range == f"bytes */{length}" and size in (None, length):
             return                             # nothing lies beyond our bytes
         if have and status in (412, 416):
             part.unlink()
             raise TryAgain("the .part was not of this file, and was removed")
         start, total = promise(response, have, size)
-        if not provable and (total is None or "Content-Encoding" in response.headers):
-            raise Refused("the server does not tell the file's length, and without size, sha256 or check nobody "
-                          "would notice a cut")
-        _receive(response, part, start=start, total=size if total is None else total)
+        end = min((number for number in (size, total, first) if number is not None), default=None)
+        if not provable and (end is None or "Content-Encoding" in response.headers):
+            raise Refused("the server does not tell the file's length, and without sha256 or check (or size, for a "
+                          "whole file) nobody would notice a cut")
+        _receive(response, part, start=start, end=end, stop=first)
 
 
-def request(url, have, since, timeout):
-    """Asks for the file's bytes from `have` on, the earlier ones having come in the second `since`: the answer."""
+def request(url, have, since, timeout, stop=None):
+    """Asks for bytes `have` to `stop` (None: the end) of the file, those before having come in the second `since`."""
     headers = {"Accept-Encoding": "identity"}  # lengths and ranges of a compressed answer count other bytes
+    if have or stop is not None:
+        headers["Range"] = f"bytes={have}-" + ("" if stop is None else f"{stop - 1}")
     if have:
-        headers["Range"] = f"bytes={have}-"
         # a file that changed since our bytes came must not become their second half: 412 then
         headers["If-Unmodified-Since"] = formatdate(since, usegmt=True)
     try:
@@ -170,40 +183,40 @@ def promise(response, have, size):
     return start, total
 
 
-def _receive(response, part, *, start, total):
-    """The body goes into `part` from byte `start` on; total: length of the whole file, None if nobody knows."""
-    blocks = blocks_of(response, start)
+def _receive(response, part, *, start, end, stop):
+    """The body, no further than `stop`, goes into `part` from byte `start` on; it must reach `end`, None if unknown."""
+    blocks = blocks_of(response, start, stop)
     block = next(blocks, b"")                  # before `part` is opened: a log-in page must not wipe out a good .part
     got = start
-    bar = tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None)
-    with bar, open(part, "ab" if start else "wb") as file:
+    bar = tqdm(total=end, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None)
+    with bar, open(part, "ab") as file:
+        file.truncate(start)
         while block:
             file.write(block)
             got += len(block)
             bar.update(len(block))
             block = next(blocks, b"")
-    if total is not None and got != total:
-        raise TryAgain(f"{got:,} of {total:,} bytes came")
+    if end is not None and got != end:
+        raise TryAgain(f"{got:,} of {end:,} bytes came")
 
 
-def blocks_of(response, start):
-    """The body as it is on the wire; response.iter_content() would decompress it behind our back."""
-    first = start == 0
+def blocks_of(response, position, stop=None):
+    """The body, which begins at the file's byte `position`, as it is on the wire: response.iter_content() would
+    decompress it behind our back. What comes after the first `stop` bytes of the file is not read."""
+    stop = math.inf if stop is None else stop
     try:
-        while block := response.raw.read(CHUNK, decode_content=False):
-            if first and re.match(rb"\s*<(!doctype\s+html|html|head)\b", block, re.IGNORECASE):
+        while position < stop and (block := response.raw.read(min(CHUNK, stop - position), decode_content=False)):
+            if position == 0 and re.match(rb"\s*<(!doctype\s+html|html|head)\b", block, re.IGNORECASE):
                 raise Refused("the server sent an HTML page instead")
-            first = False
+            position += len(block)
             yield block
     except HTTPError as fault:
         raise TryAgain(fault.args[0]) from None  # "Connection broken: IncompleteRead(...)", "Read timed out."
 
 
-def _verify(part, size, sha256, check):
+def _verify(part, sha256, check):
     """Removes `part` and raises Refused unless it is what was promised."""
     try:
-        if size is not None and _length(part) != size:
-            raise ValueError(f"it has {_length(part):,} bytes, not {size:,}")
         if sha256 is not None:
             digest = hashlib.sha256()
             with open(part, "rb") as file:

@@ -53,25 +53,26 @@ class Handler(BaseHTTPRequestHandler):
             server.gate.wait(10)
             return
 
-        start, status, headers = 0, 200, {}
+        start, end, status, headers = 0, len(body), 200, {}
         if asked["range"] and "no range" not in fault:
-            start = int(asked["range"].removeprefix("bytes=").removesuffix("-"))
+            start, last = asked["range"].removeprefix("bytes=").split("-")
+            start, end = int(start), min(int(last or end) + 1, end) if "no end" not in fault else end
             if start >= len(body):
                 return self.head(416, {"Content-Range": f"bytes */{len(body)}", "Content-Length": "0"})
-            status, headers = 206, {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
+            total = "*" if "no total" in fault else len(body)
+            status, headers = 206, {"Content-Range": f"bytes {start}-{end - 1}/{total}"}
         if "wrong range" in fault:
-            start = 0
-            headers["Content-Range"] = f"bytes 0-{len(body) - 1}/{len(body)}"
+            start, headers["Content-Range"] = 0, f"bytes 0-{len(body) - 1}/{len(body)}"
         if "no length" not in fault:
-            headers["Content-Length"] = str(len(body) - start)
+            headers["Content-Length"] = str(end - start)
         if "encoded" in fault:
             headers["Content-Encoding"] = "gzip"
         self.head(status, headers)
-        stop = min(start + 100_000, len(body)) if "cut" in fault or "hold" in fault else len(body)
+        stop = min(start + 100_000, end) if "cut" in fault or "hold" in fault else end
         self.send(body[start:stop], asked)
         if "hold" in fault:                    # the other half comes when the test opens the gate
             server.gate.wait(10)
-            self.send(body[stop:], asked)
+            self.send(body[stop:end], asked)
 
     def head(self, status, headers):
         self.send_response(status)
@@ -84,8 +85,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.wfile.write(piece)
             self.wfile.flush()
-        except OSError:                        # a killed client
-            pass
+        except OSError:                        # the client was killed, or wants no more
+            asked["hung up"] = True
 
 
 @pytest.fixture
