@@ -29,6 +29,10 @@ METRICS = {"val_loss": ("validation loss", "nats", False), "char_accuracy": ("ch
 LOSS_IS_PER = {"tokens": "token", "problems": "character", "images": "image"}          # by what a run counts
 
 
+# the paper's language models on TinyStories (Figure 4, Table 1): see results/paper
+PUBLISHED = Path(__file__).parent / "results" / "paper" / "tinystories.csv"
+
+
 @dataclass
 class Options:
     runs: str = "out/lm"                    # a folder of runs, or several runs separated by commas
@@ -108,6 +112,22 @@ def unit_of(runs):
     return units.pop()
 
 
+def published(run):
+    """Tokens read and validation loss of the paper's model of the same shape, arrays; empty if there is none.
+
+    Its curve, or its end alone. The paper's tokens are Llama's, and not the same unit as GPT-2's.
+    """
+    o, n_ra = run["options"], run["options"]["n_ra"]
+    if "tinystories" not in run["facts"]["data"].lower() or run["facts"].get("tokenizer") != "gpt2":
+        return np.empty((2, 0))
+    shape = [o["d_model"], o["n_layers"], o["n_heads"] - n_ra, n_ra, *((o["symbols"], o["symmetric"]) if n_ra else ("", ""))]
+    if n_ra and o["ra_type"] != "ra":
+        return np.empty((2, 0))
+    with open(PUBLISHED, newline="") as f:
+        rows = [row[-2:] for row in csv.reader(f) if row[:-2] == list(map(str, shape))]
+    return np.array(rows, float).reshape(-1, 2).T
+
+
 def measured(run, column):
     """Row numbers of the log in which `column` was measured."""
     return np.flatnonzero(~np.isnan(run["log"][column]))
@@ -125,9 +145,14 @@ def draw(groups, path):
         for ax, x in zip(row, xs):
             for color, (label, runs) in zip(plt.cm.tab10.colors * len(groups), groups.items()):
                 draw_group(ax, runs, x, y, color, label)
+                if (x, y) == ("tokens", "val_loss") and published(runs[0]).size:
+                    ax.plot(*published(runs[0]), "--", marker=".", color=color, lw=1, label=f"{label}, published")
+                    ax.set_xscale("log")                             # theirs is a thousand times longer
+                    ax.legend(fontsize=7)
             ax.set_xlabel(xs[x])
-            ax.xaxis.set_major_formatter(EngFormatter())              # 1.5 M tokens
-            ax.xaxis.set_major_locator(MaxNLocator(5))
+            if ax.get_xscale() == "linear":
+                ax.xaxis.set_major_formatter(EngFormatter())          # 1.5 M tokens
+                ax.xaxis.set_major_locator(MaxNLocator(5))
             ax.grid(alpha=0.3)
         row[0].set_ylabel(ys[y])
         bytes_per_token = {run["facts"].get("bytes_per_token") for run in all_runs}
@@ -156,6 +181,11 @@ def draw_group(ax, runs, x, y, color, label):
         ax.fill_between(X, Y.mean(0) - half, Y.mean(0) + half, color=color, alpha=0.2, lw=0)
 
 
+def speed(run):
+    """Tokens (or what the run counts) per second, without evaluation: the median of its rows."""
+    return float(np.nanmedian(run["log"][f"{unit_of([run])}_per_s"][1:]))
+
+
 def final(run, metric):
     """What the finished model scored, or the last row's value: that of the final step, not the best one."""
     if metric in run.get("scores", {}):
@@ -168,20 +198,25 @@ def table(groups):
     all_runs = [run for runs in groups.values() for run in runs]
     metrics, unit = metrics_of(all_runs), unit_of(all_runs)
     in_bits = all("bytes_per_token" in run["facts"] for run in all_runs)
+    in_paper = any(published(run).size for run in all_runs)
     head = ["model", "n_sa", "n_ra", "parameters", f"{unit}/s", "final step", *(METRICS[name][0] for name in metrics),
-            *(["bits per byte"] if in_bits else []), "seeds"]
+            *(["perplexity", "bits per byte"] if in_bits else []), *(["published loss"] if in_paper else []), "seeds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for label, runs in groups.items():
         o, values = runs[0]["options"], {name: np.array([final(r, name) for r in runs]) for name in metrics}
-        speed = np.mean([np.nanmedian(r["log"][f"{unit}_per_s"][1:]) for r in runs])
-        cells = [label, o["n_heads"] - o["n_ra"], o["n_ra"], f"{runs[0]['n_parameters']:,}", f"{speed:,.0f}",
-                 o["max_steps"]]
+        cells = [label, o["n_heads"] - o["n_ra"], o["n_ra"], f"{runs[0]['n_parameters']:,}",
+                 f"{np.mean([speed(run) for run in runs]):,.0f}", o["max_steps"]]
         cells += [f"{v.mean():.4f}" + (f" ± {half_interval(v):.4f}" if len(v) >= 3 else "") for v in values.values()]
         if in_bits:
-            cells.append(f"{values['val_loss'].mean() / math.log(2) / runs[0]['facts']['bytes_per_token']:.4f}")
+            loss = values["val_loss"].mean()
+            cells += [f"{math.exp(loss):.3f}", f"{loss / math.log(2) / runs[0]['facts']['bytes_per_token']:.4f}"]
+        if in_paper:
+            cells.append(f"{published(runs[0])[1][-1]:.3f}" if published(runs[0]).size else "")
         lines.append(f"| {' | '.join(map(str, [*cells, len(runs)]))} |")
     if any(len(runs) >= 3 for runs in groups.values()):
         lines += ["", "±: half the 95% Student-t interval of the mean over seeds."]
+    if in_paper:
+        lines += ["", "Published: after 13.1 billion tokens, of Llama's 32,000: another unit than GPT-2's, for orientation."]
     # accuracies, where there are any, say what a loss says only to those who know it
     chosen = [name for name in metrics if METRICS[name][2]] or metrics
     return "\n".join(lines + [""] + [line for name in chosen for line in differences(groups, name)])

@@ -1,6 +1,6 @@
 """Every choice that a model of this repository offers, each with a default; n_ra = 0 is the standard Transformer."""
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
 
@@ -25,7 +25,8 @@ class TransformerConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"                  # kind of normalisation
     norm_first: bool = True                 # pre-norm, as run in most experiments; False: post-norm, Algorithms 2 and 3
     final_norm: bool = True                 # one more norm after the last block
-    bias: bool = False                      # biases in MLP and LayerNorm; in attention, too, if attention_bias says so
+    bias: bool = False                      # biases in the MLP; in LayerNorm and attention as the next two say
+    norm_bias: bool | None = None           # biases in LayerNorm; default: as bias
     attention_bias: Literal["as_bias", "all", "output", "none"] = "as_bias"   # of projections; output: W_o's
     dropout: float = 0.0                    # on attention, symbol retrieval, branches and embeddings; in training only
     position: Literal["rope", "learned", "sinusoidal"] = "rope"          # how tokens know their place
@@ -38,11 +39,13 @@ class TransformerConfig:
     n_relations: int | None = None          # R, relations per layer (d_r); default n_ra
     rel_proj_dim: int | None = None         # width of one relation's comparison; default n_ra * d_head / R
     symmetric: bool = False                 # W_q_rel = W_k_rel
-    rel_activation: Literal["identity", "relu", "sigmoid", "tanh", "gelu", "silu", "softmax"] = "identity"  # on r
+    rel_activation: Literal[                # on r
+        "identity", "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "softmax"] = "identity"
     ra_type: Literal["ra", "rca"] = "ra"    # relational attention, or relational cross-attention (ablation, App. D)
     share_qk: bool = False                  # both groups attend with the same W_q, W_k (App. B.1); needs n_sa = n_ra
     n_kv_heads: int | None = None           # key/value heads in each group (grouped-query attention); default: all
     tie_embeddings: bool = True             # token embedding = output layer
+    recompute: bool = False                 # blocks run again in the backward pass: less memory, a third more work
 
     def __post_init__(self):
         """Raises ValueError, in one line for the reader, for what cannot be built."""
@@ -89,3 +92,15 @@ class TransformerConfig:
         if kind == "as_bias":
             kind = "all" if self.bias else "none"
         return dict(bias=kind == "all", output_bias=kind != "none")
+
+
+def model_config(options, **known):
+    """The TransformerConfig among a script's options (a dict). What is `known` better, as vocab_size, replaces them.
+
+    An option dat_x replaces x where there are relational heads: the published DATs and Transformers differ in more.
+    """
+    values = {f.name: options[f.name] for f in fields(TransformerConfig)} | known
+    if options["n_ra"]:
+        values |= {name.removeprefix("dat_"): value for name, value in options.items()
+                   if name.startswith("dat_") and value not in (None, "as_the_other")}
+    return TransformerConfig(**values)

@@ -15,9 +15,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from attention import Attention, Cache, rope_table, sinusoids
 from config import TransformerConfig                                 # noqa: F401  (scripts find it here, too)
+from generation import stream
 from relational_attention import RelationalAttention, RelationalCrossAttention
 from symbols import make_symbols
 
@@ -77,7 +79,9 @@ class MLP(nn.Module):
 
 def make_norm(cfg):
     """(B, T, d_model) -> the same shape."""
-    return nn.LayerNorm(cfg.d_model, bias=cfg.bias) if cfg.norm == "layernorm" else nn.RMSNorm(cfg.d_model, eps=1e-5)
+    if cfg.norm == "rmsnorm":
+        return nn.RMSNorm(cfg.d_model, eps=1e-5)
+    return nn.LayerNorm(cfg.d_model, bias=cfg.bias if cfg.norm_bias is None else cfg.norm_bias)
 
 
 class Residual(nn.Module):
@@ -161,7 +165,10 @@ class Stack(nn.Module):
         for i, block in enumerate(self.blocks):
             # symbols are read off the residual stream, before the block's norm (Remark 1: by one module for all layers)
             symbols = self.symbols[i % len(self.symbols)](x, start) if len(self.symbols) else None
-            x = block(x, symbols, cache=caches[i] if caches else None, **how)
+            if self.cfg.recompute and self.training:
+                x = checkpoint(block, x, symbols, use_reentrant=False, **how)      # forgets what is inside, makes it anew
+            else:
+                x = block(x, symbols, cache=caches[i] if caches else None, **how)
         return self.norm(x)
 
 
@@ -223,38 +230,10 @@ class LanguageModel(nn.Module):
     def new_caches(self):
         return [Cache(self.cfg.max_len) for _ in range(self.cfg.n_layers)]
 
-    @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, use_cache=True):
-        """Continues idx (B, T >= 1) by max_new_tokens: (B, T + max_new_tokens). temperature 0 takes the likeliest.
-
-        When the context is full its oldest half is dropped and the rest read anew, cached or not: both then see the
-        same tokens at the same positions, and memory stays bounded.
-        """
-        was_training = self.training
-        self.eval()
-        max_len = self.cfg.max_len
-        start = max(0, idx.size(1) - max_len)                        # where the context begins
-        caches, unread = (self.new_caches() if use_cache else None), start
-        for _ in range(max_new_tokens):
-            if idx.size(1) - start > max_len:
-                start = idx.size(1) - max(1, max_len // 2)
-                caches, unread = (self.new_caches() if use_cache else None), start
-            logits, _ = self(idx[:, unread if use_cache else start:], caches=caches)
-            unread = idx.size(1)
-            idx = torch.cat([idx, sample(logits[:, -1], temperature, top_k)], dim=1)
-        self.train(was_training)
-        return idx
-
-
-def sample(logits, temperature, top_k):
-    """One token from each row of logits (B, vocab_size): (B, 1)."""
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    logits = logits / temperature
-    if top_k is not None:
-        smallest = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
-        logits = logits.masked_fill(logits < smallest, -float("inf"))
-    return torch.multinomial(logits.softmax(-1), 1)
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, use_cache=True, top_p=None):
+        """Continues idx (B, T >= 1) by max_new_tokens: (B, T + max_new_tokens); see generation.py."""
+        return torch.cat([idx, *stream(self, idx, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                                       use_cache=use_cache)], dim=1)
 
 
 def patchify(images, patch_size):
@@ -354,7 +333,7 @@ class Seq2SeqTransformer(nn.Module):
         ended = torch.zeros(len(questions), 1, dtype=torch.bool, device=questions.device)
         for _ in range(max_new_tokens):
             logits = self.decode(answers[:, -1:] if use_cache else answers, context, mask, caches)
-            token = sample(logits[:, -1], temperature=0, top_k=None).masked_fill(ended, 0)              # (B, 1)
+            token = logits[:, -1].argmax(-1, keepdim=True).masked_fill(ended, 0)                  # (B, 1)
             answers, ended = torch.cat([answers, token], dim=1), ended | (token == end)
             if ended.all():
                 break

@@ -9,7 +9,7 @@
 Validation images are a part of the training images. The test images, of letters in fonts that the others do not have,
 are looked at once, by the finished model.
 """
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 import compare
 import training
-from config import TransformerConfig, at_least
+from config import TransformerConfig, at_least, model_config
 from data import augment, glyphs, images
 from data.imagenet import ImageNet
 from model import VisionTransformer
@@ -37,7 +37,7 @@ class Config(TransformerConfig):
     symbols: Literal["symbolic", "relative", "positional"] = "relative"  # who is the sender? see symbols.py
     n_symbols: int = 16                     # symbolic: size of the library; as many as there are patches
     symmetric: bool = True                  # W_q_rel = W_k_rel
-    dat_kv_heads: int | None = None         # key/value heads in each group of a DAT; default: as n_kv_heads
+    dat_n_kv_heads: int | None = None       # key/value heads in each group of a DAT; default: as n_kv_heads
     dat_attention_bias: Literal["as_the_other", "all", "output", "none"] = "as_the_other"   # attention_bias of a DAT
     patch_size: int = 8                     # height and width of a patch, which is a token
     pool: Literal["mean", "mean_cls", "cls"] = "mean"   # what the head reads: see model.VisionTransformer
@@ -81,7 +81,7 @@ class Config(TransformerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(self, dat_kv_heads=1, patch_size=1, image_size=1, val_size=1, workers=0, crop_padding=0, mixup=0,
+        at_least(self, dat_n_kv_heads=1, patch_size=1, image_size=1, val_size=1, workers=0, crop_padding=0, mixup=0,
                  cutmix=0, label_smoothing=0, batch_size=1, grad_accum=1, max_steps=1, learning_rate=0, min_lr=0,
                  warmup_steps=0, weight_decay=0, grad_clip=0, eval_every=1, log_every=1, seed=0, beta1=0, beta2=0)
         if max(self.beta1, self.beta2, self.label_smoothing) >= 1 or self.seed >= 2 ** 63:
@@ -97,15 +97,15 @@ class Config(TransformerConfig):
             if getattr(self, name) != getattr(TransformerConfig, name):
                 raise ValueError(f"--{name}: it means nothing for images")
         try:
-            model_config(self)
+            model_config(asdict(self))
         except ValueError as error:
-            raise ValueError(f"the DAT cannot have --dat_kv_heads={self.dat_kv_heads}: {error}") from None
+            raise ValueError(f"the DAT cannot have --dat_n_kv_heads={self.dat_n_kv_heads}: {error}") from None
 
 
 # The published models (v3): ViDAT 6+6 with 3 key/value heads in each group, 6.026 M parameters, ViT 12+0 with 7.149 M.
 # (authors' code: their DAT blocks pass the option of a bias in W_o to the MLP only)
 CIFAR = dict(d_model=384, n_layers=8, n_heads=12, n_ra=6, d_ff=384, patch_size=4, pool="mean_cls", position="learned",
-             symbols="relative", symmetric=True, n_symbols=64, bias=True, attention_bias="output", dat_kv_heads=3,
+             symbols="relative", symmetric=True, n_symbols=64, bias=True, attention_bias="output", dat_n_kv_heads=3,
              dat_attention_bias="none", crop_padding=4, flip=True, cutmix=1.0, val_size=5000, batch_size=128,
              max_steps=39_100, optimizer="adam", learning_rate=1e-3, min_lr=1e-5, weight_decay=5e-5, warmup_steps=1955,
              eval_every=391, baseline=False)
@@ -115,7 +115,7 @@ PRESETS = {
     "cifar10": dict(CIFAR, data="cifar10"),
     "cifar100": dict(CIFAR, data="cifar100"),
     # on two cores: the same recipe in small
-    "cifar10_small": dict(CIFAR, data="cifar10", d_model=192, n_layers=4, n_heads=6, n_ra=3, dat_kv_heads=None,
+    "cifar10_small": dict(CIFAR, data="cifar10", d_model=192, n_layers=4, n_heads=6, n_ra=3, dat_n_kv_heads=None,
                           d_ff=192, val_size=1000, max_steps=1500, warmup_steps=75, eval_every=150, baseline=True),
     # Figure 5: 45 epochs of 1,251 steps of 1,024 images
     "imagenet": dict(data="", d_model=1024, n_layers=24, n_heads=16, n_ra=6, d_ff=4096, activation="swiglu",
@@ -156,17 +156,8 @@ def for_training(x, y, cfg, data):
 
 # ---- the model -------------------------------------------------------------------------------------------------------
 
-def model_config(cfg):
-    """cfg with what holds for its kind of model: the published DAT and ViT differ in more than their heads."""
-    general = TransformerConfig(**{f.name: getattr(cfg, f.name) for f in fields(TransformerConfig)})
-    if cfg.n_ra == 0:
-        return general
-    bias = cfg.attention_bias if cfg.dat_attention_bias == "as_the_other" else cfg.dat_attention_bias
-    return replace(general, n_kv_heads=cfg.dat_kv_heads or cfg.n_kv_heads, attention_bias=bias)
-
-
 def make_model(cfg, data):
-    return VisionTransformer(model_config(cfg), image_size=data.size, patch_size=cfg.patch_size,
+    return VisionTransformer(model_config(asdict(cfg)), image_size=data.size, patch_size=cfg.patch_size,
                              n_classes=data.n_classes, pool=cfg.pool)
 
 

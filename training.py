@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from options import agreed, fail, one_line_errors, parse_options, start      # n
 # options of relational heads and symbols: without such heads they mean nothing
 RELATIONAL = ("symbols", "n_symbols", "symbol_heads", "trainable_symbols", "max_distance", "shared_symbols",
               "n_relations", "rel_proj_dim", "symmetric", "rel_activation", "ra_type", "share_qk", "n_ra_decoder",
-              "dat_kv_heads", "dat_attention_bias")
+              "dat_n_kv_heads", "dat_attention_bias", "dat_bias")
 
 
 def with_baselines(configs, count_parameters):
@@ -78,6 +79,18 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+@contextmanager
+def memory_errors(n_sequences):
+    """Around a forward and backward pass on so many sequences: want of memory ends the script in one line."""
+    try:
+        yield
+    except RuntimeError as error:                                     # a GPU's has a type of its own, a CPU's has not
+        if not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        fail(f"out of memory with {n_sequences} sequences at a time: halve them with --micro_batch={n_sequences // 2}"
+             if n_sequences > 1 else "out of memory with one sequence at a time: give --recompute, or a smaller model")
+
+
 def make_optimizer(model, cfg):
     """AdamW; weight decay on tensors of two or more dimensions, not on biases and norms. Frozen tensors stay out."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -98,19 +111,20 @@ def learning_rate(step, cfg):
     return min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (cfg.learning_rate - min_lr)
 
 
-def reseed(seed, step):
-    """Makes everything random in this step, data order and dropout, a function of (seed, step)."""
+def reseed(seed, step, rank=0):
+    """Makes everything random in this step, data order and dropout, a function of (seed, step) and the process."""
     # hashed, because PyTorch's CPU generator keeps only the low 32 bits of its seed
-    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
 
 
 # ---- a run and its folder --------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parent
 CODE = ("attention.py", "relational_attention.py", "symbols.py", "config.py", "model.py", "training.py")
-NOT_COMPARED = ("device", "out_dir", "data_dir", "resume", "baseline", "match_params",
-                "workers", "sweep", "paper", "test_data")             # where and whether, not what
-NOT_NAMED = ("n_heads", "n_ra", "seed", "eval_every", "log_every", *NOT_COMPARED)   # said otherwise, or not worth it
+NOT_COMPARED = ("device", "out_dir", "data_dir", "resume", "baseline", "match_params", "micro_batch", "recompute",
+                "workers", "sweep", "paper", "test_data")             # where, whether and how, not what
+# said otherwise, or not worth it
+NOT_NAMED = ("n_heads", "n_ra", "seed", "eval_every", "log_every", "vocab_size", *NOT_COMPARED)
 
 
 def code_hash(names):
@@ -271,7 +285,7 @@ class Run:
             while self.step < self.cfg.max_steps:
                 self.started = time.perf_counter()
                 yield self.step + 1
-                if self.interrupted:
+                if self.stopping():
                     self.save("last.pt")
                     self.bar.close()
                     print(f"\nstopped after step {self.step} and saved; go on with the same command and --resume")
@@ -283,6 +297,10 @@ class Run:
             self.lock.close()
             for s, handler in previous.items():
                 signal.signal(s, handler)
+
+    def stopping(self):
+        """Shall the run end after this step?"""
+        return self.interrupted
 
     def check(self, **values):
         """Ends the script, before weights are spoilt or a checkpoint is overwritten, if a value is not finite."""

@@ -1,19 +1,95 @@
-"""Text as a stream of bytes: a built-in corpus that every reader already has, tiny Shakespeare, or any UTF-8 file.
+"""The texts that a language model can learn from, piece by piece and document by document; data/tokens.py reads them.
 
-The built-in corpus is the Python source of the installed torch (nn, optim and distributions): real text with real
-structure, no download, the same bytes on every system once line ends are made equal.
+    torch         the Python source of the installed torch (nn, optim, distributions): real text with real structure, no
+                  download, the same bytes on every system once line ends are made equal
+    shakespeare   1.1 MB of plays (Karpathy, 2015)
+    tinystories   2.1 million short stories, 1.9 GB (Eldan and Li, 2023)
+    a path        of a UTF-8 file, whose last tenth is for validation, or of a folder with train and validation files
+
+A line `<|endoftext|>` ends a document. (FineWeb-Edu, which comes as tokens, is in data/tokens.py.)
 """
+import codecs
 import hashlib
+import io
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from data.download import download
+from data.download import DownloadError, download
 
 # the corpus of torch 2.13.0: 206 files, 2,762,907 bytes. Losses compare only between equal corpora.
 REFERENCE = "95eca13a947106fbca1b86853191f2dfc8bcf5809cfd1d96cf63bfb04ce36826"
 SHAKESPEARE = dict(url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
                    size=1_115_394, sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")
+STORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main"
+TINYSTORIES = {
+    "TinyStories-train.txt": dict(
+        size=1_924_281_556, sha256="c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f"),
+    "TinyStories-valid.txt": dict(
+        size=19_447_282, sha256="94e431816c4cce81ff71e4408ff8d3bda9a42e8d2663986697c3954288cb38b4")}
+END = re.compile(r"\s*<\|endoftext\|>\s*")
+# Where a long text may be cut: at the start of a document, or after a single line break between a visible character and
+# a letter or digit. None of tiktoken's encodings has a token that reaches across, so the tokens are those of the whole.
+CUT = re.compile(r"<\|endoftext\|>\s*(?=\S)|(?<=\S\n)(?=\w)")
+CHUNK = 1 << 18                                # bytes in a piece
+
+
+@dataclass
+class Part:
+    """The bytes from `begin` to `end` of a file, or of bytes in memory."""
+    source: Path | bytes
+    begin: int
+    end: int
+
+    def __len__(self):
+        return self.end - self.begin
+
+    def blocks(self):
+        """Its bytes, in order, a block at a time."""
+        left = len(self)
+        with io.BytesIO(self.source) if isinstance(self.source, bytes) else open(self.source, "rb") as file:
+            file.seek(self.begin)
+            while left:
+                block = file.read(min(CHUNK, left))
+                if not block:
+                    raise ValueError(f"{self.source} became shorter while it was read")
+                left -= len(block)
+                yield block
+
+    def identity(self):
+        """What tells it from another part, or from itself after a change, without reading it."""
+        if isinstance(self.source, bytes):
+            return hashlib.sha256(self.source).hexdigest()
+        stat = self.source.stat()
+        return [str(self.source.resolve()), stat.st_size, stat.st_mtime_ns, self.begin, self.end]
+
+
+def find(data, data_dir, first_mb=None):
+    """-> a name, the part to learn from, the part to validate on, of the text that --data names; downloads it if need be.
+
+    first_mb: of the part to learn from only the first megabytes (10^6 bytes), up to the end of a document.
+    Raises ValueError for what is no text or no place of one, OSError for what cannot be read or fetched.
+    """
+    path = Path(data).expanduser()
+    try:
+        if data == "torch":
+            name, train, val = data, *(Part(text, 0, len(text)) for text in torch_source())
+        elif data == "shakespeare":
+            name, train, val = data, *split(download(path=Path(data_dir) / "shakespeare.txt", **SHAKESPEARE))
+        elif data == "tinystories":
+            name, train, val = data, *tinystories(Path(data_dir), first_mb)
+        elif path.is_dir():
+            name, train, val = path.name, *(whole(only(path, pattern)) for pattern in ("*train*.txt", "*val*.txt"))
+        elif path.is_file():
+            name, train, val = path.name, *split(path)
+        else:
+            raise ValueError(f"no file {data}: --data takes torch, shakespeare, tinystories, fineweb, the path of a text "
+                             f"file, or a folder with *train*.txt and *val*.txt")
+    except DownloadError as error:
+        raise DownloadError(f"{error}; or give a text that you have: --data=FILE") from None
+    return name, (first(train, first_mb * 10 ** 6) if first_mb else train), val
 
 
 def torch_source():
@@ -26,68 +102,77 @@ def torch_source():
     return train, b"".join(texts[9::10])
 
 
-def load(data, data_dir, max_len):
-    """-> training tokens, validation tokens (uint8 tensors), and facts for the run's record.
+def tinystories(folder, first_mb):
+    """Both files; of the training file only so much is fetched as is read."""
+    train, val = TINYSTORIES
+    val = download(f"{STORIES}/{val}", folder / val, **TINYSTORIES[val])
+    if not first_mb or first_mb * 10 ** 6 >= TINYSTORIES[train]["size"]:
+        return whole(download(f"{STORIES}/{train}", folder / train, **TINYSTORIES[train])), whole(val)
+    path = folder / f"TinyStories-train-first{first_mb}MB.txt"
+    download(f"{STORIES}/{train}", path, first=first_mb * 10 ** 6, size=TINYSTORIES[train]["size"], check=has_an_end)
+    return whole(path), whole(val)
 
-    data: "torch", "shakespeare" or the path of a UTF-8 file, whose last tenth is for validation.
-    Raises ValueError for text that is not UTF-8 or shorter than one context, OSError for what cannot be read.
+
+def has_an_end(path):
+    with open(path, "rb") as file:                                     # no story is so long
+        if b"<|endoftext|>" not in file.read(10 ** 5):
+            raise ValueError("no <|endoftext|> in its first 100,000 bytes")
+
+
+def first(part, n_bytes):
+    """The first n_bytes of a text: up to the last end of a document in them, or else to the start of a character."""
+    if n_bytes > len(part):
+        return part
+    cut = part.begin + n_bytes
+    tail = Part(part.source, max(part.begin, cut - 10 ** 6), cut)
+    end = b"".join(tail.blocks()).rfind(b"<|endoftext|>")
+    return Part(part.source, part.begin, tail.begin + end if end > 0 else character_start(part, cut))
+
+
+def character_start(part, at):
+    """The first byte from `at` on that begins a character: 10xxxxxx goes on with one."""
+    following = next(Part(part.source, at, part.end).blocks(), b"")[:4]
+    return at + next((i for i, byte in enumerate(following) if byte & 0xC0 != 0x80), 0)
+
+
+def only(folder, pattern):
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise ValueError(f"{folder} has {len(found)} files {pattern}, and must have one")
+    return found[0]
+
+
+def whole(path):
+    return Part(path, 0, path.stat().st_size)
+
+
+def split(path):
+    """The first nine tenths of a file and the last one, cut at the start of a character."""
+    size = path.stat().st_size
+    cut = character_start(whole(path), size * 9 // 10)
+    return Part(path, 0, cut), Part(path, cut, size)
+
+
+def pieces(part, bar=None):
+    """Yields the text piece by piece, and None where a document ends; `bar` counts the bytes read.
+
+    Raises ValueError if the text is not UTF-8. The white space around <|endoftext|> is no part of the documents.
     """
-    if data == "torch":
-        train, val = torch_source()
-    else:
-        path = Path(data)
-        if data == "shakespeare":
-            path = download(path=Path(data_dir) / "shakespeare.txt", **SHAKESPEARE)
-        if not path.is_file():
-            raise ValueError(f"no file {data}: --data takes torch, shakespeare or the path of a text file")
-        text = path.read_bytes()
+    decoder, text, read = codecs.getincrementaldecoder("utf-8")(), "", part.begin
+    for block in part.blocks():
+        begun = read - len(decoder.getstate()[0])                     # where the bytes begin that are decoded now
+        read += len(block)
         try:
-            text.decode("utf-8")
+            text += decoder.decode(block, final=read == part.end)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{data} is not UTF-8 text: byte {error.start} is 0x{text[error.start]:02x}; "
-                             f"convert it first") from None
-        train, val = text[:len(text) * 9 // 10], text[len(text) * 9 // 10:]
-    for name, part in (("training", train), ("validation", val)):
-        if len(part) <= max_len:
-            raise ValueError(f"{data}: the {name} part has {len(part):,} bytes, less than one context and its next "
-                             f"byte ({max_len + 1}): give more text, or a smaller --max_len")
-    sha256 = hashlib.sha256(train + val).hexdigest()
-    facts = {"data": data if data in ("torch", "shakespeare") else path.name, "bytes": len(train) + len(val),
-             "train_bytes": len(train), "sha256": sha256, "bytes_per_token": 1.0}
-    return *(torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in (train, val)), facts
-
-
-def describe(facts):
-    """One line on what is read, and a warning where its losses cannot be compared with the README's."""
-    line = f"data: {facts['data']}, {facts['bytes']:,} bytes, SHA-256 {facts['sha256'][:16]}..."
-    if facts["data"] == "torch" and facts["sha256"] != REFERENCE:
-        line += (f"\n      not the corpus of torch 2.13.0 (this is torch {torch.__version__}): "
-                 f"its losses do not compare with the README's")
-    return line
-
-
-def encode(prompt):
-    """str -> tokens (1, T), a token is a byte."""
-    return torch.tensor([list(prompt.encode(errors="surrogateescape"))])
-
-
-def decode(tokens):
-    """Tokens (T,) -> str fit for a terminal: what cannot be printed is shown as a dot."""
-    text = bytes(tokens.tolist()).decode(errors="replace")
-    return "".join(c if c.isprintable() or c in "\n\t" else "." for c in text)
-
-
-def batch(tokens, batch_size, length):
-    """Random windows of `tokens` -> inputs x and next tokens y, both int64 (batch_size, length)."""
-    start = torch.randint(len(tokens) - length, (batch_size, 1))
-    window = tokens[start + torch.arange(length + 1)].long()
-    return window[:, :-1], window[:, 1:]
-
-
-def fixed_windows(tokens, length, at_most):
-    """Non-overlapping windows, the same in every evaluation, evenly over the text: x, y (N <= at_most, length)."""
-    starts = torch.arange(0, len(tokens) - length, length)
-    if len(starts) > at_most:
-        starts = starts[torch.linspace(0, len(starts) - 1, at_most).round().long()]
-    window = tokens[starts[:, None] + torch.arange(length + 1)].long()
-    return window[:, :-1], window[:, 1:]
+            raise ValueError(f"{part.source} is not UTF-8 text: byte {begun + error.start} is "
+                             f"0x{error.object[error.start]:02x}; convert it first") from None
+        cut = len(text) if read == part.end else max((match.end() for match in CUT.finditer(text)), default=0)
+        for i, document in enumerate(END.split(text[:cut])):
+            if i:
+                yield None
+            if document:
+                yield document
+        text = text[cut:]
+        if bar is not None:
+            bar.update(len(block))

@@ -11,7 +11,7 @@ TINY = ["--d_model=16", "--n_layers=1", "--n_heads=2", "--n_ra=1", "--max_len=16
 def tiny(tmp_path):
     """The options of a run that takes a second, on a text of its own."""
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 40)
-    return [*TINY, f"--data={tmp_path / 'text.txt'}", f"--out_dir={tmp_path / 'out'}"]
+    return [*TINY, f"--data={tmp_path / 'text.txt'}", f"--out_dir={tmp_path / 'out'}", f"--data_dir={tmp_path / 'cache'}"]
 
 
 @pytest.fixture

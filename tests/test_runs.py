@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 import train_lm
 import training
-from data import text
+from data import tokens
 from data.download import try_lock
 from model import LanguageModel
 
@@ -78,14 +79,14 @@ def test_ctrl_c_saves_and_resume_goes_on_bit_for_bit(tiny, tmp_path, only_run, c
     train_lm.main([*tiny, *LONG])
     whole = outcome(only_run())
     (tmp_path / "out").rename(tmp_path / "whole")
-    draw, drawn = text.batch, []
+    draw, drawn = tokens.random_starts, []
 
-    def batch(*args):                                                                # Ctrl-C in the middle of step 17
+    def starts(*args):                                                                # Ctrl-C in the middle of step 17
         drawn.append(1)
         if len(drawn) == 17:
             os.kill(os.getpid(), signal.SIGINT)
         return draw(*args)
-    monkeypatch.setattr(text, "batch", batch)
+    monkeypatch.setattr(tokens, "random_starts", starts)
     with pytest.raises(SystemExit) as stop:
         train_lm.main([*tiny, *LONG])
     assert stop.value.code == 130 and "--resume" in capsys.readouterr().out
@@ -154,14 +155,14 @@ def test_resume_after_a_crash_equals_an_uninterrupted_run(dies_at, tiny, tmp_pat
     train_lm.main([*tiny, *LONG])
     whole = outcome(only_run())
     (tmp_path / "out").rename(tmp_path / "whole")
-    draw, drawn = text.batch, []
+    draw, drawn = tokens.random_starts, []
 
-    def batch(*args):
+    def starts(*args):
         drawn.append(1)
         if len(drawn) == dies_at:
             raise MemoryError
         return draw(*args)
-    monkeypatch.setattr(text, "batch", batch)
+    monkeypatch.setattr(tokens, "random_starts", starts)
     try:
         train_lm.main([*tiny, *LONG])
     except MemoryError:
@@ -222,14 +223,14 @@ def test_rate_and_clipping_reach_the_optimizer(tiny, tmp_path, only_run):
 
 
 def test_two_processes_never_train_the_same_run(tiny, only_run, tmp_path, capsys, monkeypatch):
-    draw, held = text.batch, []
+    draw, held = tokens.random_starts, []
 
-    def batch(*args):                                                                # in mid-run the lock is held
+    def starts(*args):                                                                # in mid-run the lock is held
         with open(only_run().with_name(f".{only_run().name}.lock"), "a") as other:
             held.append(not try_lock(other))
         return draw(*args)
     with monkeypatch.context() as m:
-        m.setattr(text, "batch", batch)
+        m.setattr(tokens, "random_starts", starts)
         train_lm.main([*tiny, "--max_steps=4"])
     assert held == [True] * 4
     name = only_run().name
@@ -261,27 +262,54 @@ def test_resume_takes_no_finished_run_of_other_code_and_no_other_data(tiny, only
 
 def test_both_models_read_the_same_data_in_the_same_order(tiny, monkeypatch):
     """With dropout and accumulated gradients too, whatever randomness the models use up."""
-    draw, seen = text.batch, []
-    monkeypatch.setattr(text, "batch", lambda *args: seen.append(draw(*args)) or seen[-1])
-    train_lm.main([*tiny, "--n_ra=1,0", "--max_steps=6", "--grad_accum=2"])
-    assert len(seen) == 12 and all(torch.equal(seen[i][0], seen[i + 6][0]) for i in range(6))
-    assert not torch.equal(seen[0][0], seen[1][0])
+    draw, seen = tokens.random_starts, []
+    monkeypatch.setattr(tokens, "random_starts", lambda *args: seen.append(draw(*args)) or seen[-1])
+    train_lm.main([*tiny, "--n_ra=1,0", "--max_steps=6", "--batch_size=4", "--micro_batch=2"])
+    assert len(seen) == 12 and all(torch.equal(seen[i], seen[i + 6]) for i in range(6))
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_evaluation_does_not_depend_on_the_batch_size_and_drops_nothing(tiny):
-    cfg, = training.parse_options(train_lm.Config, argv=tiny)
-    model, windows = LanguageModel(cfg), text.fixed_windows(torch.arange(250, dtype=torch.uint8), 16, 7)
-    losses = [train_lm.evaluate(model, windows, torch.device("cpu"), torch.float32, size) for size in (1, 3, 7, 100)]
-    assert losses == pytest.approx([losses[0]] * 4, rel=1e-6) and model.training
+    """Micro-batches of 1, 3, 4, 16 and all at once, over a text whose last window is shorter than the others."""
+    cfg, = training.parse_options(train_lm.Config, argv=[*tiny, "--vocab_size=256"])
+    model, text = train_lm.make_model(cfg), torch.randint(256, (20 * cfg.max_len + 6,)).numpy().astype("uint16")
+    starts = tokens.fixed_starts(len(text), cfg.max_len)
+    losses = [train_lm.evaluate(model, tokens.Tokens(text), starts, replace(cfg, micro_batch=size),
+                                torch.device("cpu"), torch.float32) for size in (1, 3, 4, 16, 21)]
+    assert losses == pytest.approx([losses[0]] * 5, rel=1e-6) and model.training
+    idx = torch.from_numpy(text.astype("int64"))                      # each token but the first, once, by hand
+    model.eval()
+    nats = sum(model(idx[None, i:i + 1 + 16][:, :-1], idx[None, i + 1:i + 17])[1].item() * len(idx[i + 1:i + 17])
+               for i in range(0, len(idx) - 1, 16))
+    assert losses[0] == pytest.approx(nats / (len(idx) - 1), rel=1e-6)
 
 
-def test_gradient_accumulation_sees_the_whole_batch(tiny, tmp_path, only_run):
-    """Two micro-batches of 2 take the same steps as one batch of 4: the windows are drawn in the same order."""
+def test_micro_batches_take_the_step_of_the_whole_batch(tiny, tmp_path, only_run):
+    """Also where the last one is smaller: 2 + 2 + 1 sequences."""
     tiny.remove("--dropout=0.1")
     losses = []
-    for options in (["--batch_size=4"], ["--batch_size=2", "--grad_accum=2"]):
-        train_lm.main([*tiny, "--max_steps=6", "--log_every=1", *options])
+    for options in ([], ["--micro_batch=2"], ["--micro_batch=1", "--recompute"]):
+        train_lm.main([*tiny, "--batch_size=5", "--max_steps=6", "--log_every=1", *options])
         rows = list(csv.DictReader(open(only_run() / "log.csv")))
         losses.append([float(row["train_loss"]) for row in rows[1:]])
         (tmp_path / "out").rename(tmp_path / f"out{len(losses)}")
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[1] != losses[0]                                      # they did run in pieces
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")])
+def test_out_of_memory_says_to_halve_the_micro_batch(error, tiny, capsys, monkeypatch):
+    def forward(self, idx, targets=None, caches=None):
+        raise error
+    monkeypatch.setattr(train_lm, "evaluate", lambda *args: 1.0)
+    monkeypatch.setattr(LanguageModel, "forward", forward)
+    for options, says in ([["--batch_size=8"], "--micro_batch=4"], [["--batch_size=8", "--micro_batch=2"], "--micro_batch=1"],
+                          [["--batch_size=1"], "--recompute"]):
+        with pytest.raises(SystemExit) as stop:
+            train_lm.main([*tiny, *options])
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.count("\n") == 1 and says in said
+    monkeypatch.setattr(LanguageModel, "forward", lambda *args: 1 / 0)  # other errors stay what they are
+    with pytest.raises(ZeroDivisionError):
+        train_lm.main(tiny)

@@ -8,7 +8,7 @@ import torch
 import options
 import train_lm
 import training
-from data import text
+from data import tokens
 from model import LanguageModel, TransformerConfig
 
 
@@ -66,10 +66,11 @@ def test_every_option_has_a_comment():
 
 
 def test_baselines_follow_their_dat_and_come_once():
-    configs = training.parse_options(train_lm.Config, argv=["--n_ra=0,2,4", "--seed=1,2"])
+    configs = training.parse_options(train_lm.Config, argv=["--n_ra=0,2,4", "--seed=1,2", "--vocab_size=256"])
     runs = training.with_baselines(configs, train_lm.count_parameters)
     assert sorted((r.n_ra, r.seed) for r in runs) == [(n, s) for n in (0, 2, 4) for s in (1, 2)]
-    configs = training.parse_options(train_lm.Config, argv=["--symbols=symbolic,relative,positional", "--n_ra=0,4"])
+    configs = training.parse_options(train_lm.Config, argv=["--symbols=symbolic,relative,positional", "--n_ra=0,4",
+                                                                "--vocab_size=256"])
     runs = training.with_baselines(configs, train_lm.count_parameters)                # a Transformer has no symbols
     assert sorted((r.n_ra, r.symbols) for r in runs) == [
         (0, "symbolic"), (4, "positional"), (4, "relative"), (4, "symbolic")]
@@ -83,7 +84,7 @@ def test_baselines_follow_their_dat_and_come_once():
 
 
 def test_each_parameter_is_in_exactly_one_group():
-    cfg = train_lm.Config(bias=True, trainable_symbols=False)
+    cfg = train_lm.Config(bias=True, trainable_symbols=False, vocab_size=256)
     model = LanguageModel(cfg)
     decayed, others = training.make_optimizer(model, cfg).param_groups
     ids = [id(p) for group in (decayed, others) for p in group["params"]]
@@ -103,13 +104,11 @@ def test_the_schedule_warms_up_and_ends_where_it_should():
 
 
 def test_batches_are_a_function_of_seed_and_step():
-    tokens = torch.arange(200, dtype=torch.uint8)
-
-    def draw(seed, step):
-        training.reseed(seed, step)
-        return text.batch(tokens, 4, 8)[0].tolist()
+    def draw(seed, step, rank=0):
+        training.reseed(seed, step, rank)
+        return tokens.random_starts(200, 8, 4).tolist()
     assert draw(1, 5) == draw(1, 5)
-    assert len({str(draw(seed, step)) for seed in range(5) for step in range(20)}) == 100
+    assert len({str(draw(seed, step, rank)) for seed in range(5) for step in range(20) for rank in range(3)}) == 300
 
 
 def test_the_device_is_chosen_and_the_reason_given():

@@ -277,7 +277,7 @@ def test_what_cannot_be_built_is_found_before_anything_is_trained(tmp_path, caps
 
 
 def test_the_published_pair_is_compared(tmp_path, capsys):
-    train_vit.main([*TINY, "--n_heads=4", "--n_ra=2", "--dat_kv_heads=1", "--bias", "--attention_bias=output",
+    train_vit.main([*TINY, "--n_heads=4", "--n_ra=2", "--dat_n_kv_heads=1", "--bias", "--attention_bias=output",
                     "--dat_attention_bias=none", "--seed=1,2,3", "--max_steps=2", f"--out_dir={tmp_path}"])
     shown = capsys.readouterr().out
     assert "DAT 2+2 - Transformer 4+0: " in shown and "test accuracy, 95% interval" in shown
@@ -322,7 +322,7 @@ def test_damaged_images_of_a_folder_are_named_counted_and_left_out(tmp_path, cap
     ("--data={tmp}/flat", "has no folder val/: expected are train/<class>/*.JPEG"),
     ("--data={tmp}/cut", "has 3,000 bytes, not a multiple of the 3,073"),
     ("--preset=imagenet", "give the folder of your images with --data=FOLDER"),
-    ("--preset=cifar10 --n_ra=4", "the DAT cannot have --dat_kv_heads=3: n_kv_heads=3 does not divide n_sa=8"),
+    ("--preset=cifar10 --n_ra=4", "the DAT cannot have --dat_n_kv_heads=3: n_kv_heads=3 does not divide n_sa=8"),
     ("--flip", "letters have no mirror images"),
     ("--val_size=200", "only 200 training images of glyphs"),
     ("--patch_size=5 --val_size=20", "image_size=32 is not a multiple of patch_size=5"),

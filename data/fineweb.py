@@ -1,0 +1,62 @@
+"""FineWeb-Edu (Penedo et al., 2024), ten billion tokens of instructive web pages, already in GPT-2's tokens.
+
+It comes in shards of 100 million tokens: one to validate on and 99 to learn from, 200 MB each. A shard is 256 int32 (a
+magic number, a version, the number of tokens, and zeros), then the tokens in uint16; token 50256 begins each document.
+"""
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from data.download import DownloadError, download
+
+URL = "https://huggingface.co/datasets/kjj0/finewebedu10B-gpt2/resolve/main"
+N_SHARDS = 99
+MAGIC, VERSION, HEADER = 20240520, 1, 256 * 4                          # HEADER: its length in bytes
+
+
+def is_meant(data):
+    """Does --data name it, or a folder of its shards?"""
+    return data == "fineweb" or any(Path(data).expanduser().glob("*train*.bin"))
+
+
+def find(data, data_dir, n_shards=None):
+    """-> a name, and the paths of the shard for validation and of n_shards to learn from, fetched one by one.
+
+    data: "fineweb", or a folder with *val*.bin and *train*.bin. Raises ValueError, or DownloadError, in one line.
+    """
+    if data != "fineweb":
+        folder = Path(data).expanduser()
+        val, train = (sorted(folder.glob(pattern)) for pattern in ("*val*.bin", "*train*.bin"))
+        if len(val) != 1 or len(train) < (n_shards or 1):
+            raise ValueError(f"{folder} has {len(val)} shards *val*.bin and {len(train)} shards *train*.bin: it must have "
+                             f"one and {n_shards or 'at least one'}")
+        return folder.name, val + train[:n_shards]
+    if (n_shards or N_SHARDS) > N_SHARDS:
+        raise ValueError(f"n_shards={n_shards}: there are {N_SHARDS}")
+    names = ["finewebedu_val_000000.bin", *(f"finewebedu_train_{i:06}.bin" for i in range(1, (n_shards or N_SHARDS) + 1))]
+    try:
+        return data, [download(f"{URL}/{name}", Path(data_dir) / "fineweb" / name, check=read) for name in names]
+    except DownloadError as error:
+        raise DownloadError(f"{error}; or read the shards that you have: --data=FOLDER; or fewer: --n_shards=1") from None
+
+
+def read(path):
+    """A shard's tokens (N,), uint16, mapped into memory. Raises ValueError if it is damaged."""
+    size = Path(path).stat().st_size
+    header = np.fromfile(path, "<i4", 3)
+    if size < HEADER or header[0] != MAGIC or header[1] != VERSION:
+        raise ValueError(f"{path} is no shard of GPT-2 tokens: it does not begin with {MAGIC}, {VERSION}")
+    needed = HEADER + 2 * int(header[2])
+    if size != needed:
+        raise ValueError(f"{path} is cut: {header[2]:,} tokens need {needed:,} bytes, not {size:,}")
+    return np.memmap(path, "<u2", "r", HEADER)
+
+
+def identity(paths):
+    """A checksum of names, lengths and the first megabyte of each shard: all of them are 20 GB."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size} ".encode() + file.read(10 ** 6))
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""Text to tokens and back: bytes, characters, or the byte pairs of tiktoken (GPT-2's and its successors').
+
+    tokenizer = load_tokenizer("gpt2")
+    tokenizer.decode(tokenizer.encode("Once upon a time"))              # b"Once upon a time": tokens are parts of bytes
+
+`end` is the token that stands between documents. Bytes and characters use NUL for it, which no text contains.
+"""
+import difflib
+import os
+from pathlib import Path
+
+import numpy as np
+import requests
+import tiktoken
+
+
+class Bytes:
+    """A token is a byte of UTF-8: 256 of them, for any language, without a vocabulary to learn or to fetch."""
+    name, vocab_size, end = "bytes", 256, 0
+
+    def encode(self, text):
+        return list(text.encode("utf-8", "surrogateescape"))           # what a terminal sends need not be UTF-8
+
+    def encode_batch(self, texts):
+        return [np.frombuffer(text.encode(), np.uint8) for text in texts]
+
+    def decode(self, tokens):
+        return bytes(tokens)
+
+
+class Characters:
+    """A token is one of the characters of `alphabet`, a string without repetition, as in nanoGPT's Shakespeare."""
+    name = "chars"
+
+    def __init__(self, alphabet):
+        self.alphabet, self.vocab_size = alphabet, len(alphabet)
+        self.index = {character: i for i, character in enumerate(alphabet)}
+        self.end = self.index.get("\0")
+
+    def encode(self, text):
+        unknown = set(text) - set(self.alphabet)
+        if unknown:
+            raise ValueError(f"the model's alphabet has no {''.join(sorted(unknown))!r}, only {self.alphabet!r}")
+        return [self.index[character] for character in text]
+
+    def encode_batch(self, texts):
+        return [self.encode(text) for text in texts]
+
+    def decode(self, tokens):
+        return "".join(self.alphabet[token] for token in tokens).encode()
+
+
+class BytePairs:
+    """A token is a frequent sequence of bytes (Sennrich et al., 2016), by one of tiktoken's encodings."""
+
+    def __init__(self, encoding):
+        self.encoding, self.name = encoding, encoding.name
+        self.vocab_size, self.end = encoding.n_vocab, encoding.eot_token
+
+    def encode(self, text):
+        return self.encoding.encode_ordinary(text)                     # "<|endoftext|>" in a text is text
+
+    def encode_batch(self, texts):
+        return self.encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count())
+
+    def decode(self, tokens):
+        return self.encoding.decode_bytes(tokens)
+
+
+def load_tokenizer(name, data_dir="data/cache", alphabet=None):
+    """"bytes", "chars" (over the string `alphabet`), or one of tiktoken's encodings, whose files come into data_dir.
+
+    Raises ValueError, in one line, for an unknown name or files that cannot be had.
+    """
+    if name == "bytes":
+        return Bytes()
+    if name == "chars":
+        return Characters(alphabet)
+    known = ["bytes", "chars", *tiktoken.list_encoding_names()]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        raise ValueError(f"tokenizer={name}: choose from {', '.join(known)}"
+                         + (f"; did you mean {near[0]}?" if near else ""))
+    # tiktoken's own default is a temporary folder, which is empty again after the next start of the machine
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(Path(data_dir) / "tiktoken"))
+    try:
+        return BytePairs(tiktoken.get_encoding(name))
+    except requests.RequestException as error:
+        url = getattr(error.request, "url", "its host")
+        raise ValueError(f"could not fetch the tokenizer {name} from {url}: connect once, or set TIKTOKEN_CACHE_DIR to a "
+                         f"folder that has its files, or give --tokenizer=bytes") from None
