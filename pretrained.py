@@ -11,8 +11,8 @@ missing, left over or of another shape is a ValueError of one line, before anyth
 Their layers differ from ours in form only. Weights are rearranged, so that the function stays the same:
   - their rotary positions turn the neighbours 2m and 2m + 1 of a head, ours m and m + d_h/2: rows of W_q, W_k move
   - they keep W_r as (H, d_h, R), we as (H, R, d_h)
-  - biases that our layers bring along and theirs lack are zero: their "bias": false leaves LayerNorm its biases, and
-    in a DAT those of the MLP, too
+  - where only some of their projections in attention have biases, those that ours bring along for the others are zero
+Their "bias": false leaves LayerNorm its biases, and in a DAT those of the MLP, too.
 """
 import math
 import re
@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from attention import rope_table
 from config import TransformerConfig
 from data.download import download
 from data.safetensors import brief, read_header, read_json, some
@@ -53,10 +55,9 @@ def load_pretrained(name_or_folder, data_dir="data/cache"):
         entries = read_header(folder / WEIGHTS)
         if 8 * cfg.n_layers > len(entries):                          # none has fewer; building could take for ever
             raise ValueError(f"{len(entries)} tensors cannot be the {cfg.n_layers} layers that {CONFIG} announces")
-        with torch.device("meta"):                                   # shapes, and no memory
-            sources = match(build(cfg, layout), layout, entries)
-        model = build(cfg, layout)
-        fill(model, layout, entries, sources, folder / WEIGHTS)
+        with torch.device("meta"):                                   # shapes without memory, and no random start
+            model = build(cfg, layout)
+        fill(model, layout, entries, match(model, layout, entries), folder / WEIGHTS)
     return model.eval()
 
 
@@ -138,7 +139,7 @@ def choose(name, value, choices, why=""):
 class Layout:
     """What the tensors in the file depend on, and no TransformerConfig says."""
     sensory: str                                                     # what the sensory heads are called
-    biases: dict                                                     # where, in the words of NAMES, there are biases
+    zeros: tuple                                                     # biases that only ours has: ends of names
     rows: dict                                                       # lengths of tables, which may exceed max_len
     library: str = ""                                                # what S_lib is called
     tied_library: bool = False                                       # one library, but a symbol module for each layer
@@ -157,21 +158,21 @@ def translate(given):
         block = arguments(a["block_kwargs"], dict(attn_kwargs={}), "block_kwargs.")
         n_sa, sa = a["n_heads"], arguments(block["attn_kwargs"], KEYS, "attn_kwargs.") | dict(add_bias_out=a["bias"])
         n_ra, ra = 0, arguments({}, RELATIONAL)
-    has = dict(never=False, always=True, mlp=is_dat or a["bias"],
-               sa_kv=n_sa > 0 and sa["add_bias_kv"], sa_out=n_sa > 0 and sa["add_bias_out"],
-               ra_kv=n_ra > 0 and ra["add_bias_kv"], ra_out=n_ra > 0 and ra["add_bias_out"])
-    layout = Layout("dual_attn.self_attention" if is_dat else "self_attn", has,
+    zeros = tuple(f"attention.{name}.{ours}.bias" for name, group in (("sensory", sa), ("relational", ra))
+                  for ours, argument in BIASES.items() if not group.get(argument))
+    layout = Layout("dual_attn.self_attention" if is_dat else "self_attn", zeros,
                     {"stack.positions": a["max_block_size"]})
-    norm = choose("norm_type", a["norm_type"], dict(layernorm="layernorm", rmsnorm="rmsnorm"))
-    out = "output" if has["sa_out"] or has["ra_out"] else "none"
+    groups = [(group, n) for group, n in ((sa, n_sa), (ra, n_ra)) if n]
+    kv, out = (any(group[argument] for group, _ in groups) for argument in ("add_bias_kv", "add_bias_out"))
     fields = dict(
         vocab_size=a["vocab_size"], d_model=a["d_model"], n_layers=a["n_layers"], n_heads=n_sa + n_ra, n_ra=n_ra,
-        d_ff=a["dff"], max_len=a["max_block_size"], norm=norm, norm_first=a["norm_first"], dropout=a["dropout_rate"],
+        d_ff=a["dff"], max_len=a["max_block_size"], norm_first=a["norm_first"], dropout=a["dropout_rate"],
+        norm=choose("norm_type", a["norm_type"], dict(layernorm="layernorm", rmsnorm="rmsnorm")),
         activation=choose("activation", a["activation"],             # their gelu is the tanh form
                           dict(relu="relu", gelu="gelu_tanh", silu="silu", swiglu="swiglu")),
-        bias=has["mlp"] or norm == "layernorm", attention_bias="all" if has["sa_kv"] or has["ra_kv"] else out,
+        bias=is_dat or a["bias"], norm_bias=True, attention_bias="all" if kv else "output" if out else "none",
         position=choose("pos_enc_type", a["pos_enc_type"], dict(RoPE="rope", pos_emb="learned")),
-        n_kv_heads=key_value_heads(a["d_model"], n_sa, sa, n_ra, ra))
+        n_kv_heads=key_value_heads(a["d_model"], groups))
     if n_ra:
         fields |= translate_relational(a, ra, layout)
     elif is_dat:
@@ -179,11 +180,11 @@ def translate(given):
     return TransformerConfig(**fields), layout
 
 
-def key_value_heads(d_model, n_sa, sa, n_ra, ra):
+def key_value_heads(d_model, groups):
     """Ours is one number for both groups of heads, or None: as many as each has heads."""
-    groups = [(group, n) for group, n in ((sa, n_sa), (ra, n_ra)) if n]
     for group, _ in groups:
-        choose("key_dim", group["key_dim"], {None: None, d_model // (n_sa + n_ra): None}, ": ours is d_model / n_heads")
+        choose("key_dim", group["key_dim"], {None: None, d_model // sum(n for _, n in groups): None},
+               ": ours is d_model / n_heads")
     if all(group["n_kv_heads"] in (None, n) for group, n in groups):
         return None
     first, *other = (n if group["n_kv_heads"] is None else group["n_kv_heads"] for group, n in groups)
@@ -210,8 +211,8 @@ def translate_relational(a, ra, layout):
         share_qk=a["share_attn_params"], shared_symbols=shared, symmetric=ra["symmetric_rels"],
         n_relations=ra["n_relations"], rel_proj_dim=ra["rel_proj_dim"], rel_activation=choose(
             "ra_kwargs.rel_activation", ra["rel_activation"],
-            {name: name for name in ("identity", "relu", "sigmoid", "tanh", "silu")},
-            " (their gelu is the tanh form, and ours of relations is not; their softmax looks into the future)"))
+            dict(identity="identity", relu="relu", sigmoid="sigmoid", tanh="tanh", gelu="gelu_tanh", silu="silu"),
+            " (their softmax looks into the future)"))
     if kind == "symbolic_attention":
         layout.library = "symbol_library"
         if s["scale"] is not None:                                   # ours is 1/sqrt(d_h): the rest goes into W_q
@@ -225,29 +226,27 @@ def translate_relational(a, ra, layout):
     return fields | dict(symbols="relative", max_distance=s["max_rel_pos"])
 
 
-# What their tensors are called here. ours: (theirs, where their file has a bias too), # the number of a layer
+# What their tensors are called here, # the number of a layer
 
 ATTN, MLP, RETRIEVER = "stack.blocks.#.attention", "stack.blocks.#.mlp", "layers.symbol_retrievers.#"
 BLOCK, SENSORY = "layers.blocks.#", "layers.blocks.#.{sensory}"
 RELATION = f"{BLOCK}.dual_attn.relational_attention"
 NAMES = {
-    "embedding": ("layers.token_embedder", "never"), "head": ("layers.final_out", "never"),
-    "stack.positions": ("layers.positional_embedder", "never"), "stack.norm": ("layers.norm", "always"),
-    "stack.symbols.#.W_q": (f"{RETRIEVER}.q_proj", "always"),
-    "stack.symbols.#.templates": (f"{RETRIEVER}.template_features", "never"),
-    "stack.symbols.#.library": (f"{RETRIEVER}.{{library}}", "never"),
-    "stack.blocks.#.residual_attention.norm": (f"{BLOCK}.norm1", "always"),
-    "stack.blocks.#.residual_mlp.norm": (f"{BLOCK}.norm2", "always"),
-    f"{MLP}.W_1": (f"{BLOCK}.ff_block.linear1", "mlp"), f"{MLP}.W_2": (f"{BLOCK}.ff_block.linear2", "mlp"),
-    f"{MLP}.W_3": (f"{BLOCK}.ff_block.linear3", "mlp"),
-    f"{ATTN}.sensory.W_q": (f"{SENSORY}.wq", "never"), f"{ATTN}.sensory.W_k": (f"{SENSORY}.wk", "sa_kv"),
-    f"{ATTN}.sensory.W_v": (f"{SENSORY}.wv", "sa_kv"), f"{ATTN}.sensory.W_o": (f"{SENSORY}.wo", "sa_out"),
-    f"{ATTN}.relational.W_q": (f"{RELATION}.wq_attn", "never"),
-    f"{ATTN}.relational.W_k": (f"{RELATION}.wk_attn", "ra_kv"),
-    f"{ATTN}.relational.W_q_rel": (f"{RELATION}.wq_rel", "never"),
-    f"{ATTN}.relational.W_k_rel": (f"{RELATION}.wk_rel", "never"),
-    f"{ATTN}.relational.W_r": (f"{RELATION}.wr", "never"), f"{ATTN}.relational.W_s": (f"{RELATION}.wv", "ra_kv"),
-    f"{ATTN}.relational.W_o": (f"{RELATION}.wo", "ra_out")}
+    "embedding": "layers.token_embedder", "head": "layers.final_out",
+    "stack.positions": "layers.positional_embedder", "stack.norm": "layers.norm",
+    "stack.symbols.#.W_q": f"{RETRIEVER}.q_proj", "stack.symbols.#.templates": f"{RETRIEVER}.template_features",
+    "stack.symbols.#.library": f"{RETRIEVER}.{{library}}",
+    "stack.blocks.#.residual_attention.norm": f"{BLOCK}.norm1", "stack.blocks.#.residual_mlp.norm": f"{BLOCK}.norm2",
+    f"{MLP}.W_1": f"{BLOCK}.ff_block.linear1", f"{MLP}.W_2": f"{BLOCK}.ff_block.linear2",
+    f"{MLP}.W_3": f"{BLOCK}.ff_block.linear3",
+    f"{ATTN}.sensory.W_q": f"{SENSORY}.wq", f"{ATTN}.sensory.W_k": f"{SENSORY}.wk",
+    f"{ATTN}.sensory.W_v": f"{SENSORY}.wv", f"{ATTN}.sensory.W_o": f"{SENSORY}.wo",
+    f"{ATTN}.relational.W_q": f"{RELATION}.wq_attn", f"{ATTN}.relational.W_k": f"{RELATION}.wk_attn",
+    f"{ATTN}.relational.W_q_rel": f"{RELATION}.wq_rel", f"{ATTN}.relational.W_k_rel": f"{RELATION}.wk_rel",
+    f"{ATTN}.relational.W_r": f"{RELATION}.wr", f"{ATTN}.relational.W_s": f"{RELATION}.wv",
+    f"{ATTN}.relational.W_o": f"{RELATION}.wo"}
+BIASES = {"W_q": None, "W_q_rel": None, "W_k_rel": None, "W_k": "add_bias_kv", "W_v": "add_bias_kv",
+          "W_s": "add_bias_kv", "W_o": "add_bias_out"}               # in attention: the argument that gives theirs one
 
 
 def parts(name):
@@ -261,12 +260,12 @@ def their_names(name, cfg, layout):
     key, layer, kind = parts(name)
     keys = [key, key.replace("W_q_rel", "W_k_rel")] if cfg.symmetric and key.endswith("W_q_rel") else [key]
     layers = range(cfg.n_layers) if cfg.shared_symbols and key.startswith("stack.symbols") else [layer]
-    return [NAMES[key][0].format(sensory=layout.sensory, library=layout.library).replace("#", str(layer)) + kind
+    return [NAMES[key].format(sensory=layout.sensory, library=layout.library).replace("#", str(layer)) + kind
             for key in keys for layer in layers]
 
 
 def match(model, layout, entries):
-    """{our tensor: its names in the file}: several if tied tensors are all there, none for a bias that is to be zero.
+    """{names of a parameter of ours: those in the file}: none for a bias that is zero, several if it holds tied ones.
 
     ValueError if a tensor is missing, left over, or of another shape.
     """
@@ -274,14 +273,13 @@ def match(model, layout, entries):
     for name, parameter in model.named_parameters(remove_duplicate=False):
         ours.setdefault(parameter, []).append(name)                  # tied ones have several names
     for parameter, names in ours.items():
-        key, _, kind = parts(names[-1])                              # if groups share W_k, theirs is the relational one
-        if kind == ".bias" and not layout.biases[NAMES[key][1]]:
-            sources[names[-1]] = []
+        if names[-1].endswith(layout.zeros):                         # if groups share W_k, theirs is the relational one
+            sources[tuple(names)] = []
             continue
         candidates = [theirs for name in names for theirs in their_names(name, model.cfg, layout)]
-        sources[names[-1]] = found = [theirs for theirs in candidates if theirs in entries]
+        sources[tuple(names)] = found = [theirs for theirs in candidates if theirs in entries]
         missing += [] if found else [candidates[-1]]
-        n, *rest = parameter.shape
+        key, (n, *rest) = parts(names[-1])[0], parameter.shape
         shape = [layout.rows.get(key, n), *(rest[::-1] if key.endswith("W_r") else rest)]
         for theirs in found:
             if entries[theirs].shape != shape:
@@ -296,17 +294,14 @@ def match(model, layout, entries):
 
 @torch.no_grad()
 def fill(model, layout, entries, sources, path):
-    """Reads each tensor into its place, one at a time."""
-    cfg, parameters = model.cfg, dict(model.named_parameters(remove_duplicate=False))
-    d_h = cfg.d_model // cfg.n_heads
-    for name, found in sources.items():
-        if not found:
-            parameters[name].zero_()                                 # a bias that their layer does not have
-            continue
-        tensor, *others = (entries[theirs].read(path) for theirs in found)
+    """Gives a model on the meta device its tensors, read one at a time, and what no file has: the rotary table."""
+    cfg, d_h, state = model.cfg, model.cfg.d_model // model.cfg.n_heads, {}
+    for names, found in sources.items():
+        tensor, *others = [entries[theirs].read(path) for theirs in found] or [
+            torch.zeros(model.get_parameter(names[-1]).shape)]       # a bias that their layer does not have
         if not all(torch.equal(tensor, other) for other in others):
             raise ValueError(f"{some(found)} must be one and the same tensor, but they differ")
-        key = parts(name)[0]
+        key = parts(names[-1])[0]
         if key.endswith("W_r"):
             tensor = tensor.mT                                       # (H, d_h, R) -> (H, R, d_h)
         elif cfg.position == "rope" and re.fullmatch(rf"{ATTN}\.\w+\.W_[qk]", key):
@@ -314,5 +309,8 @@ def fill(model, layout, entries, sources, path):
         elif key == "stack.symbols.#.W_q":
             tensor = tensor * layout.scale
         elif key in layout.rows:
-            tensor = tensor[:cfg.max_len]                            # the positions beyond can never occur
-        parameters[name].copy_(tensor)
+            tensor = tensor[:cfg.max_len].clone()                    # the positions beyond can never occur
+        state |= dict.fromkeys(names, nn.Parameter(tensor.float().contiguous()))                # tied: one for all
+    model.load_state_dict(state, assign=True)                        # strict: raises unless each parameter is there
+    if cfg.position == "rope":
+        model.stack.rope = rope_table(cfg.max_len, d_h)

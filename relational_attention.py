@@ -29,8 +29,8 @@ from torch import nn
 from attention import (Attention, attend, attention_weights, head_width, may_attend, merge_heads, split_heads)
 from symbols import PositionRelativeSymbols
 
-REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
-                   "gelu": F.gelu, "silu": F.silu, "softmax": None}
+REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "gelu": F.gelu,
+                   "gelu_tanh": lambda r: F.gelu(r, approximate="tanh"), "silu": F.silu, "softmax": None}
 
 SHORT = 64      # up to so many senders the literal form is the faster one, unless there are many relations; up to four
                 # times as many where everybody may look at everybody, as in images (measured at 65 to 257 tokens)

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -25,8 +24,14 @@ class Entry:
     end: int
 
     def read(self, path):
-        raw = np.fromfile(path, np.uint8, count=self.end - self.begin, offset=self.begin)
-        return torch.from_numpy(raw).view(self.dtype).view(self.shape)
+        """The tensor. ValueError if the file has been cut since its header was read."""
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        with open(path, "rb") as file:
+            file.seek(self.begin)
+            n = file.readinto(tensor.view(-1).view(torch.uint8).numpy())
+        if n < self.end - self.begin:
+            raise ValueError(f"cut while it was read: it ends before byte {self.end:,}")
+        return tensor
 
 
 def read_json(file, length):

@@ -1,10 +1,10 @@
-"""The loader against checkpoints that others wrote, against their architecture written out here, and against damage."""
+"""The loader against checkpoints that others wrote, and against their architecture written out here.
+
+test_safetensors.py has what is cut, damaged or made to harm.
+"""
 import json
 import math
 import os
-import random
-import resource
-import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -49,7 +49,7 @@ GRID |= {f"dat: {name}": DAT | options for name, options in {
     "1 relation": dict(ra_kwargs=dict(n_relations=1, key_dim=4)), "4 relations": dict(ra_kwargs=dict(n_relations=4)),
     "8 relations": dict(ra_kwargs=dict(n_relations=8, rel_proj_dim=1)),
     "symmetric": dict(ra_kwargs=dict(symmetric_rels=True)),
-    **{f"{name} relations": dict(ra_kwargs=dict(rel_activation=name)) for name in ("relu", "sigmoid", "tanh", "silu")},
+    **{f"{f} relations": dict(ra_kwargs=dict(rel_activation=f)) for f in ("relu", "sigmoid", "tanh", "gelu", "silu")},
     "own symbols": dict(symbol_retriever_config=OWN), "tied library": dict(symbol_retriever_config=TIED),
     "scale": dict(symbol_retrieval_kwargs=SYMBOLIC | dict(scale=0.9, dropout=0.0)),
     "trained symbols": dict(symbol_retrieval_kwargs=SYMBOLIC | dict(trainable_symbols=True, n_heads=4)),
@@ -60,7 +60,7 @@ GRID |= {f"dat: {name}": DAT | options for name, options in {
                                           pos_enc_type="pos_emb"),
     "relative": RELATIVE | dict(ra_kwargs=REL), "relative gqa": RELATIVE | dict(ra_kwargs=REL | MQA, sa_kwargs=MQA),
     "own relative": RELATIVE | dict(ra_kwargs=REL, symbol_retriever_config=OWN, pos_enc_type="pos_emb"),
-    "shared": dict(share_attn_params=True), "shared gqa bias": dict(
+    "shared": dict(share_attn_params=True), "shared gqa, bias kv": dict(
         share_attn_params=True, sa_kwargs=MQA, ra_kwargs=MQA | dict(add_bias_kv=True)),
     "shared, biases of sa": dict(share_attn_params=True, sa_kwargs=dict(add_bias_kv=True)),
     "bias kv": dict(sa_kwargs=dict(add_bias_kv=True), ra_kwargs=dict(add_bias_kv=True)),
@@ -183,7 +183,7 @@ def layout(weights):
     """The header of a safetensors file, and its bytes."""
     header, body = {}, b""
     for name, tensor in weights.items():
-        raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        raw = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
         offsets, body = [len(body), len(body) + len(raw)], body + raw
         header[name] = dict(dtype=NAMES[tensor.dtype], shape=list(tensor.shape), data_offsets=offsets)
     return header, body
@@ -234,28 +234,21 @@ def test_checkpoints_that_the_authors_code_wrote(name):
 @pytest.mark.parametrize("name", GRID)
 def test_every_option_as_the_architecture_written_out(name, tmp_path):
     weights, idx = random_weights(GRID[name]), torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(1))
+    before = torch.get_rng_state()
     model = load_pretrained(write(tmp_path / "x", GRID[name], weights))
+    assert torch.equal(torch.get_rng_state(), before)                              # no start was drawn in vain
     with torch.no_grad():
         logits, _ = model(idx)
     close(logits, torch.stack([reference(GRID[name], Weights(weights), row) for row in idx]).float(), 3e-6)
     assert not model.training and {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(p.is_contiguous() and p.untyped_storage().nbytes() == p.nbytes for p in model.parameters())
+    if not any(word in name for word in ("bias kv", "of sa", "4+0", "long", "short")):   # zero biases here; more there
+        assert sum(p.numel() for p in model.parameters()) == sum(w.numel() for w in weights.values())
     assert model.head.weight is model.embedding.weight and model.cfg.dropout == 0.1
     libraries = {symbols.library for symbols in model.stack.symbols}
     assert len(libraries) == (0 if not model.cfg.n_ra else 1 + ("own" in name))
     frozen = GRID[name].get("symbol_retrieval_kwargs", {}).get("trainable_symbols") is False
     assert not any(library.requires_grad is frozen for library in libraries)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_other_dtypes_any_order_no_alignment(folder, dtype):
-    weights = {name: w.to(dtype if i % 3 else torch.float32) for i, (name, w) in enumerate(random_weights(DAT).items())}
-    header, body = layout(weights)
-    text = json.dumps(dict(reversed(header.items()))).encode()
-    for spaces in range(3):
-        (folder / "model.safetensors").write_bytes(packed(text + b" " * spaces, body))
-        idx = torch.arange(9)
-        with torch.no_grad():
-            close(load_pretrained(folder)(idx[None])[0][0], reference(DAT, Weights(weights), idx).float(), 3e-6)
 
 
 # Other tensors, other options
@@ -294,7 +287,7 @@ def test_tied_tensors_that_are_both_there_must_agree(folder):
     (dict(activation="tanh"), ["activation='tanh'", "swiglu"]), (dict(norm_type="none"), ["'none'", "rmsnorm"]),
     (dict(pos_enc_type="sinusoidal"), ["'sinusoidal'", "RoPE"]), (dict(ra_type="rca"), ["'rca'", "NameError"]),
     (dict(ra_kwargs=dict(rel_activation="softmax")), ["'softmax'", "future"]), (dict(n_layers=0), ["n_layers=0"]),
-    (dict(ra_kwargs=dict(rel_activation="gelu")), ["'gelu'", "tanh form"]), (dict(ra_kwargs=REL), ["must be true"]),
+    (dict(ra_kwargs=dict(rel_activation="gelu_tanh")), ["'gelu_tanh'"]), (dict(ra_kwargs=REL), ["must be true"]),
     (RELATIVE, ["use_relative_positional_symbols"]), (dict(sa_kwargs=MQA), ["n_kv_heads is 1 in sensory and 2"]),
     (dict(sa_kwargs=dict(key_dim=8)), ["key_dim=8", "4"]), (dict(sa_kwargs=dict(x=8)), ["'sa_kwargs.x'"]),
     (dict(ra_kwargs=dict(n_relations=3)), ["n_relations=3"]), (dict(symbol_retrieval="rel_sym_attn"), ["rel_sym_attn"]),
@@ -309,12 +302,7 @@ def test_config_that_cannot_be_expressed(folder, change, words):
     refused(folder, "config.json: ", *words)
 
 
-def test_config_that_is_no_config(folder, monkeypatch):
-    for text, word in ((b"", "char 0"), (b"[]", "object"), (b'{"bias": true, "bias": false}', "twice"),
-                       (b"\xff", "utf-8"), (b"[" * 10 ** 5, "deep"), (b" " * (10 ** 6 + 1), "1,000,001 bytes"),
-                       (b"{}", "vocab_size is missing"), (b"Not Found", "char 0")):
-        (folder / "config.json").write_bytes(text)
-        refused(folder, "config.json: ", word)
+def test_neither_folder_nor_name(folder, monkeypatch):
     (folder / "config.json").unlink()
     refused(folder, "no file", "config.json", "model.safetensors")
     monkeypatch.chdir(folder)
@@ -322,74 +310,7 @@ def test_config_that_is_no_config(folder, monkeypatch):
         refused(name, name, "awni00/DAT")
 
 
-# Files that are cut, damaged or made to harm
-
-A, B = (dict(dtype="F32", shape=[2], data_offsets=[start, start + 8]) for start in (0, 8))
-HOSTILE = {                                    # headers of a file with 16 bytes of tensors, by what is said of them
-    "overlaps": [{"a": A, "b": A}, {"a": A, "b": A | dict(data_offsets=[4, 12])}], "gap": [{"b": B}],
-    "end at": [{"a": A}, {}], "outside": [
-        {"a": A, "b": B | dict(data_offsets=[8, 24], shape=[4])}, {"a": A | dict(data_offsets=[0, 2 ** 63])},
-        {"a": A | dict(data_offsets=[-8, 0])}, {"a": A | dict(data_offsets=[8, 0])}],
-    "which cannot be": [{"a": A | dict(shape=shape)} for shape in (
-        [-1, -2], [2.0], [2, True], 2, "2", None, [2 ** 61], [2 ** 32, 2 ** 32], [2 ** 31 + 1] * 2, [1] * 10 ** 5,
-        [0, 2 ** 70], [[2]], [10 ** 4000] * 8, [math.nan], [math.inf])],
-    "needs 12": [{"a": A | dict(shape=[3])}], "needs 4": [{"a": A | dict(shape=[1])}],
-    "two whole numbers": [{"a": A | dict(data_offsets=offsets)} for offsets in (
-        [math.nan, 8], [0, math.inf], [0, 8, 8], [0], None, 8, ["0", "8"], [0.0, 8.0], [False, 8], {"0": 8})],
-    "dtype": [{"a": A | dict(dtype=dtype)} for dtype in ("I64", "f32", "", None, ["F32"], {}, 4)],
-    "must have": [{"a": dict(dtype="F32")}, {"a": A | dict(x=1)}, {"a": 7}, {"a": None}, {"a": []}],
-    "object": [b"[1, 2]", b"7", b"null", b"NaN"], "__metadata__": [{"__metadata__": []}, {"__metadata__": {"a": 1}}],
-    "twice": [json.dumps({"a": A, "b": B}).replace('"b"', '"a"').encode(), b'{"a": {"dtype": "F32", "dtype": "F32"}}'],
-    "utf-8": [b'{"\xff": 1}', '{"a": 1}'.encode("utf-16")], "too deeply": [b'{"a": ' + b"[" * 50_000],
-    "1,000,001 bytes": [b" " * (10 ** 6 + 1)],
-    "damaged": [b"{", b" ", b'{"a": ' + b"9" * 50_000 + b"}", b'{"a": 1}{', b"\xef\xbb\xbf{}"],
-    "a\\na\\n": [{"a\n" * 10 ** 4: 7}], "header of 0": [b""]}
-
-
-@pytest.mark.parametrize("words", HOSTILE)
-def test_hostile_header(folder, words):
-    for header in HOSTILE[words]:
-        (folder / "model.safetensors").write_bytes(packed(header, bytes(16)))
-        tracemalloc.start()
-        refused(folder, "model.safetensors: ", words)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 1e7
-
-
-def test_cut_anywhere(folder):
-    path = folder / "model.safetensors"
-    whole = path.read_bytes()
-    header = 8 + int.from_bytes(whole[:8], "little")
-    for keep in [*range(10), 100, header - 1, header, header + 1, len(whole) // 2, len(whole) - 4, len(whole) - 1]:
-        path.write_bytes(whole[:keep])
-        refused(folder, "model.safetensors: ", "header" if keep < header else "outside")
-    path.write_bytes(whole + b"\0")
-    refused(folder, "end at")
-    for length in (2 ** 63, 2 ** 64 - 1, 10 ** 8, len(whole)):
-        path.write_bytes(length.to_bytes(8, "little") + whole[8:])
-        refused(folder, f"{length:,} bytes")
-
-
-def test_flipped_bits_of_the_header(folder):
-    """Either nothing that matters (the metadata, a space) or a ValueError; and no huge table is built on the way."""
-    path, rng = folder / "model.safetensors", random.Random(0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss                    # kB
-    whole, expected, harmless = path.read_bytes(), random_weights(DAT)["layers.final_out.weight"], 0
-    header = 8 + int.from_bytes(whole[:8], "little")
-    for i in range(400):
-        damaged, place = bytearray(whole), rng.randrange(header) if i >= 64 else i // 8
-        damaged[place] ^= 1 << (i % 8 if i < 64 else rng.randrange(8))
-        path.write_bytes(damaged)
-        try:
-            assert torch.equal(load_pretrained(folder).embedding.weight, expected)
-            harmless += 1
-        except ValueError as error:
-            assert "\n" not in str(error) and str(path) in str(error)
-    assert harmless < 40 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
-
-
-# From the hub
+# From the hub; test_safetensors.py has one test more
 
 @pytest.fixture
 def hub(server, folder, tmp_path, monkeypatch):  # noqa: F811
@@ -419,18 +340,6 @@ def test_download_once(hub, folder):
     assert hub.paths == ASKED
     files = {path.name for path in (hub.data / "awni00--DAT-x_1.0").iterdir()}
     assert files == {"config.json", "model.safetensors", ".lock"}
-
-
-@pytest.mark.parametrize("cut", [0, 5, 3000, -1])
-def test_what_is_cut_is_never_taken_for_whole(hub, folder, cut):
-    """The server says that this is all: only the file's own structure can tell."""
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[:cut])
-    for _ in range(2):
-        with pytest.raises(DownloadError, match="not the right file"):
-            load_pretrained(NAME, data_dir=hub.data)
-    (folder / "model.safetensors").write_bytes(whole)
-    load_pretrained(NAME, data_dir=hub.data)
 
 
 def test_what_cannot_be_used_is_not_downloaded(hub, folder):

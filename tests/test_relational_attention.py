@@ -157,7 +157,8 @@ def test_relation_activations_and_their_causality(activation):
     else:
         expected = {"identity": r_plain, "relu": r_plain.clamp(min=0), "sigmoid": 1 / (1 + (-r_plain).exp()),
                     "tanh": r_plain.tanh(), "silu": r_plain / (1 + (-r_plain).exp()),
-                    "gelu": r_plain * (1 + torch.erf(r_plain / 2 ** 0.5)) / 2}[activation]
+                    "gelu": r_plain * (1 + torch.erf(r_plain / 2 ** 0.5)) / 2, "gelu_tanh": r_plain * (
+                        1 + ((2 / torch.pi) ** 0.5 * (r_plain + 0.044715 * r_plain ** 3)).tanh()) / 2}[activation]
         torch.testing.assert_close(r, expected)
     torch.testing.assert_close(m(x, x, causal=True), out)    # the fast path gives way to the literal one
     alpha = m(x, x, causal=True, need_weights=True)[1]
