@@ -29,6 +29,11 @@ def start():
         sys.stdout = open(os.devnull, "w")
 
 
+def end():
+    if WORLD > 1:
+        dist.destroy_process_group()
+
+
 def total(values, device):
     """The sum over all processes of each of these numbers."""
     if WORLD == 1:

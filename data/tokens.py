@@ -30,17 +30,17 @@ class Tokens:
     """One long row of tokens, in one array or in several, one behind the other."""
 
     def __init__(self, *arrays):
-        self.arrays = arrays
-        self.ends = np.cumsum([len(array) for array in arrays])
+        self.arrays, lengths = arrays, [len(array) for array in arrays]
+        self.ends = np.cumsum(lengths)
+        self.begins = self.ends - lengths
 
     def __len__(self):
         return int(self.ends[-1])
 
     def __getitem__(self, part):
         """A slice with start and stop, as an array of integers."""
-        begins = self.ends - [len(array) for array in self.arrays]
         return np.concatenate([array[max(part.start - begin, 0):part.stop - begin] for array, begin, end
-                               in zip(self.arrays, begins, self.ends) if part.start < end and begin < part.stop])
+                               in zip(self.arrays, self.begins, self.ends) if part.start < end and begin < part.stop])
 
     def windows(self, starts, length):
         """Inputs x and next tokens y, (N, length) int64 each; beyond the last token y is -1, which does not count."""

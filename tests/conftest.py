@@ -1,10 +1,15 @@
 """What several tests share: a run that takes a second."""
+import os
+
 import pytest
 
 import relational_attention
 
 TINY = ["--d_model=16", "--n_layers=1", "--n_heads=2", "--n_ra=1", "--max_len=16", "--batch_size=2", "--n_symbols=4",
         "--symbol_heads=2", "--eval_windows=8", "--dropout=0.1", "--baseline=False", "--warmup_steps=5", "--device=cpu"]
+
+if "DAT_TEST_DATA" in os.environ:              # GPT-2's tokenizer is there, too, and need not be fetched
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", os.path.join(os.environ["DAT_TEST_DATA"], "data", "tiktoken_cache"))
 
 
 @pytest.fixture

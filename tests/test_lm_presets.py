@@ -11,7 +11,7 @@ from config import model_config
 
 
 def config(*arguments):
-    cfg, = training.parse_options(train_lm.Config, train_lm.PRESETS, arguments)
+    cfg, = training.parse_options(train_lm.Config, train_lm.PRESETS, ["--vocab_size=50304", *arguments])
     return cfg
 
 
