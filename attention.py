@@ -67,9 +67,14 @@ def may_attend(causal, mask, q, k):
     return past if mask is None else past & mask
 
 
+def shared_by_heads(x, n_heads):
+    """(B, G, S, d_h) -> (B, n_heads, S, d_h): each key/value head for n_heads / G query heads; a copy if that is not 1."""
+    return x if x.size(1) == n_heads else x.repeat_interleave(n_heads // x.size(1), dim=1)
+
+
 def attention_weights(q, k, *, causal=False, mask=None):
     """alpha of Eq. 2, written out: (B, H, T, S). A query that may look at nobody gets a row of zeros."""
-    k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)             # (B, H, S, d_h)
+    k = shared_by_heads(k, q.size(1))                                  # (B, H, S, d_h)
     scores = q / q.size(-1) ** 0.5 @ k.mT                              # (B, H, T, S); q first, or float16 overflows
     may = may_attend(causal, mask, q, k)
     if may is None:

@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attention import (Attention, attend, attention_weights, head_width, may_attend, merge_heads, split_heads)
+from attention import (Attention, attend, attention_weights, head_width, may_attend, merge_heads, shared_by_heads,
+                       split_heads)
 from symbols import PositionRelativeSymbols
 
 REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "gelu": F.gelu,
@@ -128,7 +129,8 @@ class RelationalAttention(nn.Module):
         H = self.n_heads
         B, G, S, d_h = k.shape
         width = q_rel.size(-1)                                                     # R p
-        if isinstance(symbols, PositionRelativeSymbols):                           # s_{j-i} needs alpha itself
+        # s_{j-i} needs alpha itself; and for a single query it is small, while wide values would be copied for each token
+        if isinstance(symbols, PositionRelativeSymbols) or q.size(-2) == 1:
             alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), self.dropout, self.training)
             brought = (alpha.flatten(1, 2) @ k_rel[:, 0]).unflatten(1, (H, -1))    # (B, H, T, R p)
             s = self.bring_symbols(alpha, symbols)                                 # (B, H, T, d_h)
@@ -147,7 +149,7 @@ class RelationalAttention(nn.Module):
         """sum_j alpha_ij s_j W_s for alpha (B, H, T, S) -> (B, H, T, d_h)."""
         if isinstance(symbols, PositionRelativeSymbols):
             return symbols.weighted_sum(alpha, self.W_s, self.n_kv_heads)
-        return alpha @ symbols.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
+        return alpha @ shared_by_heads(symbols, self.n_heads)
 
 
 class RelationalCrossAttention(Attention):

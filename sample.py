@@ -1,60 +1,127 @@
-"""Text from a trained model, through a KV cache.
+"""Text from a trained or a published model, token by token as it is made, through a KV cache.
 
     python sample.py --from=out/lm/sa4_ra4_seed1 --prompt="class Linear"
+    python sample.py --from=awni00/DAT-sa8-ra8-ns1024-sh8-nkvh4-343M --prompt="The history of" --top_p=0.9
+    cat story.txt | python sample.py --prompt_file=- --n_samples=3 > continued.txt          (speed: on standard error)
 """
+import codecs
+import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import training
-from config import TransformerConfig, at_least
-from data import text
+from config import at_least, model_config
+from data.tokenizers import load_tokenizer
+from generation import stream
 from model import LanguageModel
+from pretrained import WEIGHTS, load_pretrained
 
 
 @dataclass
 class Options:
-    from_: str = "out/lm/sa4_ra4_seed1"     # a run's folder, or a checkpoint
-    prompt: str = "def "                    # what to continue
-    max_new_tokens: int = 500               # how far
+    from_: str = "out/lm/sa4_ra4_seed1"     # a run's folder, a checkpoint, or a published one: its folder or its name
+    prompt: str = "def "                    # what to continue; nothing: start after an end-of-text
+    prompt_file: str = ""                   # continue what stands in this file instead; -: in standard input
+    max_new_tokens: int = 500               # how far, unless an end-of-text comes first
     temperature: float = 0.8                # 0: always the likeliest token
     top_k: int | None = None                # choose among the k likeliest only
+    top_p: float | None = None              # choose among the fewest likeliest whose probability reaches p only
     seed: int = 1                           # of the choices; 1,2,3: one text each
+    n_samples: int = 1                      # texts for each seed, which counts up from one to the next
     use_cache: bool = True                  # False reads the whole context again for each token: slower, the same text
+    tokenizer: str = "auto"                 # bytes, chars, or tiktoken's: gpt2 ...; auto: the one that belongs to it
     device: str = "auto"                    # auto: cuda, else mps, else cpu
+    data_dir: str = "data/cache"            # where downloads are kept
 
     def __post_init__(self):
-        if not self.prompt:
-            raise ValueError("--prompt is empty: give at least one character to continue")
-        at_least(self, max_new_tokens=0, temperature=0, top_k=1, seed=0)
+        at_least(self, max_new_tokens=1, temperature=0, top_k=1, seed=0, n_samples=1)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
+        if self.seed + self.n_samples > 2 ** 63:
+            raise ValueError(f"seed={self.seed}: must be below 2^63")
 
 
-def load_model(path):
-    """The LanguageModel of a run's folder (its last checkpoint) or of a checkpoint. ValueError if there is none."""
-    path = Path(path)
-    path = path / "last.pt" if path.is_dir() else path
-    checkpoint = training.load_checkpoint(path)
-    names = {f.name for f in fields(TransformerConfig)}
-    model = LanguageModel(TransformerConfig(**{k: v for k, v in checkpoint["options"].items() if k in names}))
-    training.load_weights(model, checkpoint["model"], path)
-    return model
+def load(name, tokenizer, data_dir):
+    """-> LanguageModel, tokenizer. Raises ValueError or OSError, in one line, if there is none or they do not fit."""
+    path = Path(name)
+    if (path / WEIGHTS).is_file() or len(path.parts) == 2 and not path.parent.exists():      # a folder, or owner/name
+        model, facts = load_pretrained(name, data_dir), {"tokenizer": "gpt2"}
+    else:
+        if not path.exists():
+            raise ValueError(f"no checkpoint at {path}: train one (python train_lm.py), or give a published one, as "
+                             f"--from=awni00/DAT-sa8-ra8-ns1024-sh8-nkvh4-343M")
+        path = path / "last.pt" if path.is_dir() else path
+        checkpoint = training.load_checkpoint(path)
+        facts = checkpoint["facts"]
+        try:
+            model = LanguageModel(model_config(checkpoint["options"]))
+        except KeyError as name:
+            raise ValueError(f"{path} was written by another version of this code: its options lack {name}") from None
+        training.load_weights(model, checkpoint["model"], path)
+    tokenizer = load_tokenizer(facts["tokenizer"] if tokenizer == "auto" else tokenizer, data_dir,
+                               facts.get("alphabet", ""))
+    if tokenizer.vocab_size > model.cfg.vocab_size:
+        raise ValueError(f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size:,} tokens, {name} only "
+                         f"{model.cfg.vocab_size:,}: give the one that it was trained with, as --tokenizer=bytes (256)")
+    return model, tokenizer
+
+
+def read_prompt(options, tokenizer):
+    """The tokens to continue: a list, not empty."""
+    text = options.prompt
+    if options.prompt_file:
+        raw = sys.stdin.buffer.read() if options.prompt_file == "-" else Path(options.prompt_file).read_bytes()
+        text = raw.decode(errors="surrogateescape")                    # as Python does with the command line
+    if not text and tokenizer.end is None:
+        raise ValueError(f"the prompt is empty, and {tokenizer.name} have no end-of-text to start after: give a prompt")
+    return tokenizer.encode(text) or [tokenizer.end]
+
+
+def write(model, tokenizer, prompt, options, seed):
+    """Writes prompt and text to standard output, as they are made, and their speed to standard error."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character may be spread over several tokens
+
+    def show(tokens, final=False):
+        text = decoder.decode(tokenizer.decode(tokens), final)
+        print("".join(c if c.isprintable() or c in "\n\t" else "." for c in text), end="", flush=True)
+
+    torch.manual_seed(seed)
+    show(prompt if prompt != [tokenizer.end] else [])
+    idx, times = torch.tensor([prompt], device=model.head.weight.device), [time.perf_counter()]      # idx: (1, T)
+    for token in stream(model, idx, options.max_new_tokens, temperature=options.temperature, top_k=options.top_k,
+                        top_p=options.top_p, use_cache=options.use_cache, vocab_size=tokenizer.vocab_size):
+        token = token.item()                                           # waits until it is there
+        times.append(time.perf_counter())
+        if token == tokenizer.end:
+            break
+        show([token])
+    show([], final=True)
+    print(flush=True)
+    n, T, longest = len(times) - 1, len(prompt), model.cfg.max_len
+    print(f"--- {n} tokens" + (f", {(n - 1) / (times[-1] - times[1]):.1f} tokens/s" if n > 1 else "")
+          + f" (prompt of {T} tokens" + (f", its last {longest}" if T > longest else "")
+          + f" read in {times[1] - times[0]:.2f} s), seed {seed}"
+          + (", stopped at end-of-text" if token == tokenizer.end else ""), file=sys.stderr)
 
 
 def main(argv=None):
-    for options in training.parse_options(Options, argv=argv):
-        with training.one_line_errors():
-            device, _, _ = training.choose_device(options.device, "float32")
-            model = load_model(options.from_).to(device)
-        torch.manual_seed(options.seed)
-        prompt = text.encode(options.prompt).to(device)                            # (1, T)
-        start = time.perf_counter()
-        tokens = model.generate(prompt, options.max_new_tokens, options.temperature, options.top_k, options.use_cache)
-        seconds = time.perf_counter() - start
-        print(text.decode(tokens[0]))
-        print(f"--- seed {options.seed}: {options.max_new_tokens / seconds:.0f} tokens/s")
+    runs = training.parse_options(Options, argv=argv)
+    first = runs[0]                                                    # only numbers may be lists: the rest is common
+    with training.one_line_errors():
+        device, _, _ = training.choose_device(first.device, "float32")
+        model, tokenizer = load(first.from_, first.tokenizer, first.data_dir)
+        model, prompt = model.to(device), read_prompt(first, tokenizer)
+    try:
+        for options in runs:
+            for i in range(options.n_samples):
+                write(model, tokenizer, prompt, options, options.seed + i)
+    except BrokenPipeError:                                            # whoever reads it, as head, has seen enough
+        return
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")                           # not every pipe can take every character
     training.start(main)

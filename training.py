@@ -149,7 +149,7 @@ def write_atomically(path, write):
 
 
 def load_checkpoint(path):
-    """What Run.save wrote: {"options", "model", ...}. Raises ValueError with one line if it is missing or damaged."""
+    """What Run.save wrote: {"options", "facts", "model", ...}. Raises ValueError with one line if it is missing or damaged."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -158,7 +158,7 @@ def load_checkpoint(path):
         raise
     except Exception:                        # pickle, zip and torch each raise errors of their own here
         checkpoint = None
-    if not isinstance(checkpoint, dict) or not {"options", "model"} <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not {"options", "facts", "model"} <= checkpoint.keys():
         raise ValueError(f"{path} is not a checkpoint of this project, or damaged")
     return checkpoint
 

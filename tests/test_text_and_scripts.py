@@ -1,17 +1,13 @@
 """The scripts that stand around training: wrong input, figures and tables."""
 import json
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import compare
-import sample
 import train_lm
-from data import text
 
 
 # ---- wrong input ----
@@ -175,31 +171,5 @@ def test_compare_refuses_what_is_no_run(tmp_path, capsys):
                            (f"--runs={tmp_path}/a,{tmp_path}/b", "is not the folder")]:
         with pytest.raises(SystemExit) as stop:
             compare.main([argument])
-        error = capsys.readouterr().err
-        assert stop.value.code == 2 and error.count("\n") == 1 and says in error
-
-
-# ---- sample ----
-
-
-def test_samples_come_from_the_checkpoint_and_are_repeatable(tiny, only_run, capsys):
-    train_lm.main([*tiny, "--max_steps=10"])
-    folder = only_run()
-    capsys.readouterr()
-    texts = []
-    for options in (["--use_cache=True"], ["--use_cache=False"], ["--seed=2"]):
-        sample.main([f"--from={folder}", "--prompt=to be", "--max_new_tokens=40", "--device=cpu", *options])
-        texts.append(capsys.readouterr().out.split("\n---")[0])
-    assert texts[0] == texts[1] != texts[2] and texts[0].startswith("to be")
-
-
-def test_sample_says_what_is_wrong_with_a_checkpoint(tmp_path, capsys):
-    (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
-    torch.save({"options": {"d_model": 32}, "model": {"x": torch.zeros(1)}}, tmp_path / "other.pt")
-    torch.save({"x": torch.zeros(1)}, tmp_path / "foreign.pt")
-    for path, says in [("nowhere", "no checkpoint at"), ("broken.pt", "not a checkpoint"),
-                       ("foreign.pt", "not a checkpoint"), ("other.pt", "of another shape")]:
-        with pytest.raises(SystemExit) as stop:
-            sample.main([f"--from={tmp_path / path}"])
         error = capsys.readouterr().err
         assert stop.value.code == 2 and error.count("\n") == 1 and says in error
