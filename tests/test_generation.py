@@ -1,6 +1,7 @@
 """Writing token by token: what may be chosen, what is kept, and the script that shows it."""
 import gc
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -176,6 +177,7 @@ def test_padding_of_the_vocabulary_is_never_chosen():
 def test_the_model_evaluates_while_it_writes_and_goes_back_to_its_mode():
     m, idx = make(dropout=0.5), torch.randint(13, (2, 4))
     expected = m.generate(idx, 20, temperature=0)
+    assert torch.equal(m.generate(idx, 20, top_p=1e-9), expected)
     m.train()
     assert torch.equal(m.generate(idx, 20, temperature=0), expected) and m.training
     tokens, graphs = stream(m, idx, 20), []
@@ -269,13 +271,13 @@ def test_what_is_no_text_is_shown_so_that_no_terminal_minds(written, tmp_path, c
     assert says(capsys, f"--from={tmp_path / 'x.pt'}", "--prompt=>")[0] == ">a.[2J.\n\tb\ufffdc\ufffd\n"
 
 
-def test_it_stops_at_the_end_of_the_text_and_says_how_fast_it_was(written, tmp_path, capsys):
+def test_it_stops_at_the_end_of_the_text_and_says_how_fast_it_was(written, tmp_path, capsys, monkeypatch):
     save(tmp_path / "x.pt")
     written([*b"the end", 0, *b"of which this is no part"])
+    monkeypatch.setattr(sample, "time", SimpleNamespace(perf_counter=itertools.count().__next__))     # one a second
     out, err = says(capsys, f"--from={tmp_path / 'x.pt'}", "--prompt=At last, ", "--seed=4")
     assert out == "At last, the end\n"
-    assert err.startswith("--- 8 tokens, ") and err.endswith(" s), seed 4, stopped at end-of-text\n")
-    assert " tokens/s (prompt of 9 tokens read in 0." in err
+    assert err == "--- 8 tokens, 1.0 tokens/s (prompt of 9 tokens read in 1.00 s), seed 4, stopped at end-of-text\n"
     _, err = says(capsys, f"--from={tmp_path / 'x.pt'}", f"--prompt={'long' * 5}", "--max_new_tokens=1", "--top_p=0.5",
                   "--use_cache=False")
     assert "1 tokens (prompt of 20 tokens, its last 16 read in" in err and err.endswith(", seed 1\n")
