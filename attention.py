@@ -68,7 +68,7 @@ def may_attend(causal, mask, q, k):
 
 
 def shared_by_heads(x, n_heads):
-    """(B, G, S, d_h) -> (B, n_heads, S, d_h): each key/value head for n_heads / G query heads; a copy if that is not 1."""
+    """(B, G, S, d_h) -> (B, n_heads, S, d_h): each key/value head for n_heads / G query heads, copied if not 1."""
     return x if x.size(1) == n_heads else x.repeat_interleave(n_heads // x.size(1), dim=1)
 
 

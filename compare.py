@@ -120,7 +120,8 @@ def published(run):
     o, n_ra = run["options"], run["options"]["n_ra"]
     if "tinystories" not in run["facts"]["data"].lower() or run["facts"].get("tokenizer") != "gpt2":
         return np.empty((2, 0))
-    shape = [o["d_model"], o["n_layers"], o["n_heads"] - n_ra, n_ra, *((o["symbols"], o["symmetric"]) if n_ra else ("", ""))]
+    named = (o["symbols"], o["symmetric"]) if n_ra else ("", "")
+    shape = [o["d_model"], o["n_layers"], o["n_heads"] - n_ra, n_ra, *named]
     if n_ra and o["ra_type"] != "ra":
         return np.empty((2, 0))
     with open(PUBLISHED, newline="") as f:
@@ -216,7 +217,7 @@ def table(groups):
     if any(len(runs) >= 3 for runs in groups.values()):
         lines += ["", "±: half the 95% Student-t interval of the mean over seeds."]
     if in_paper:
-        lines += ["", "Published: after 13.1 billion tokens, of Llama's 32,000: another unit than GPT-2's, for orientation."]
+        lines += ["", "Published: after 13.1 billion tokens of Llama's, another unit than GPT-2's: for orientation."]
     # accuracies, where there are any, say what a loss says only to those who know it
     chosen = [name for name in metrics if METRICS[name][2]] or metrics
     return "\n".join(lines + [""] + [line for name in chosen for line in differences(groups, name)])

@@ -166,7 +166,7 @@ class Stack(nn.Module):
             # symbols are read off the residual stream, before the block's norm (Remark 1: by one module for all layers)
             symbols = self.symbols[i % len(self.symbols)](x, start) if len(self.symbols) else None
             if self.cfg.recompute and self.training:
-                x = checkpoint(block, x, symbols, use_reentrant=False, **how)      # forgets what is inside, makes it anew
+                x = checkpoint(block, x, symbols, use_reentrant=False, **how)    # forgets what is inside, makes it anew
             else:
                 x = block(x, symbols, cache=caches[i] if caches else None, **how)
         return self.norm(x)

@@ -129,7 +129,7 @@ class RelationalAttention(nn.Module):
         H = self.n_heads
         B, G, S, d_h = k.shape
         width = q_rel.size(-1)                                                     # R p
-        # s_{j-i} needs alpha itself; and for a single query it is small, while wide values would be copied for each token
+        # s_{j-i} needs alpha itself; of a single query it is small, while wide values would be copied for each token
         if isinstance(symbols, PositionRelativeSymbols) or q.size(-2) == 1:
             alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), self.dropout, self.training)
             brought = (alpha.flatten(1, 2) @ k_rel[:, 0]).unflatten(1, (H, -1))    # (B, H, T, R p)

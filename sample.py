@@ -58,8 +58,8 @@ def load(name, tokenizer, data_dir):
         facts = checkpoint["facts"]
         try:
             model = LanguageModel(model_config(checkpoint["options"]))
-        except KeyError as name:
-            raise ValueError(f"{path} was written by another version of this code: its options lack {name}") from None
+        except KeyError as option:
+            raise ValueError(f"{path} was written by another version of this code: its options lack {option}") from None
         training.load_weights(model, checkpoint["model"], path)
     tokenizer = load_tokenizer(facts["tokenizer"] if tokenizer == "auto" else tokenizer, data_dir,
                                facts.get("alphabet", ""))

@@ -1,6 +1,6 @@
 """Train a language model: a Dual Attention Transformer, then a standard Transformer of the same shape, side by side.
 
-    python train_lm.py --n_ra=4                   4 sensory + 4 relational heads, then 8 + 0; curves in out/lm/curves.png
+    python train_lm.py --n_ra=4                   4 sensory + 4 relational heads, then 8 + 0; curves in out/lm
     python train_lm.py --n_ra=4 --seed=1,2,3      three seeds of each: means, bands and the paired difference
     python train_lm.py --data=shakespeare         another text: shakespeare, tinystories, or any UTF-8 file
     python train_lm.py --n_ra=0,2,4,8             a sweep; what was finished before is not run again
@@ -178,13 +178,13 @@ def train(cfg, run, corpus, device, dtype):
 
 
 def say_how_it_went(run, corpus, device, dtype):
-    """The loss in other units, the speed, and 200 tokens from the last checkpoint: one prompt and seed for every run."""
+    """The loss in other units, the speed, and 200 tokens from the last checkpoint: the same prompt for every run."""
     record = compare.load_run(run.folder)
     loss, speed = compare.final(record, "val_loss"), compare.speed(record)
     print(f"{run.folder.name}: validation loss {loss:.4f} nats per token, perplexity {math.exp(loss):.3f}, "
           f"{loss / math.log(2) / corpus.facts['bytes_per_token']:.4f} bits per byte")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    print(f"{speed:,.0f} tokens/s; in each of {distributed.WORLD} processes "
+    print(f"{speed:,.0f} tokens/s; " + f"in each of {distributed.WORLD} processes " * (distributed.WORLD > 1)
           + flops.describe(model_config(asdict(run.cfg)), speed / distributed.WORLD, name, dtype))
     model = make_model(run.cfg)
     model.load_state_dict(training.load_checkpoint(run.folder / "last.pt")["model"])

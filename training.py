@@ -149,7 +149,7 @@ def write_atomically(path, write):
 
 
 def load_checkpoint(path):
-    """What Run.save wrote: {"options", "facts", "model", ...}. Raises ValueError with one line if it is missing or damaged."""
+    """What Run.save wrote: {"options", "facts", "model", ...}. ValueError, of one line, if it is missing or damaged."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

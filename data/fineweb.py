@@ -29,16 +29,17 @@ def find(data, data_dir, n_shards=None):
         folder = Path(data).expanduser()
         val, train = (sorted(folder.glob(pattern)) for pattern in ("*val*.bin", "*train*.bin"))
         if len(val) != 1 or len(train) < (n_shards or 1):
-            raise ValueError(f"{folder} has {len(val)} shards *val*.bin and {len(train)} shards *train*.bin: it must have "
-                             f"one and {n_shards or 'at least one'}")
+            raise ValueError(f"{folder} has {len(val)} shards *val*.bin and {len(train)} shards *train*.bin: it must "
+                             f"have one and {n_shards or 'at least one'}")
         return folder.name, val + train[:n_shards]
-    if (n_shards or N_SHARDS) > N_SHARDS:
+    n_shards = n_shards or N_SHARDS
+    if n_shards > N_SHARDS:
         raise ValueError(f"n_shards={n_shards}: there are {N_SHARDS}")
-    names = ["finewebedu_val_000000.bin", *(f"finewebedu_train_{i:06}.bin" for i in range(1, (n_shards or N_SHARDS) + 1))]
+    names = ["finewebedu_val_000000.bin", *(f"finewebedu_train_{i:06}.bin" for i in range(1, n_shards + 1))]
     try:
         return data, [download(f"{URL}/{name}", Path(data_dir) / "fineweb" / name, check=read) for name in names]
     except DownloadError as error:
-        raise DownloadError(f"{error}; or read the shards that you have: --data=FOLDER; or fewer: --n_shards=1") from None
+        raise DownloadError(f"{error}; or give the shards that you have: --data=FOLDER; fewer: --n_shards=1") from None
 
 
 def read(path):

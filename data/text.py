@@ -67,7 +67,7 @@ class Part:
 
 
 def find(data, data_dir, first_mb=None):
-    """-> a name, the part to learn from, the part to validate on, of the text that --data names; downloads it if need be.
+    """-> a name, the part to learn from, the part to validate on, of the text that --data names; fetches it if need be.
 
     first_mb: of the part to learn from only the first megabytes (10^6 bytes), up to the end of a document.
     Raises ValueError for what is no text or no place of one, OSError for what cannot be read or fetched.
@@ -85,8 +85,8 @@ def find(data, data_dir, first_mb=None):
         elif path.is_file():
             name, train, val = path.name, *split(path)
         else:
-            raise ValueError(f"no file {data}: --data takes torch, shakespeare, tinystories, fineweb, the path of a text "
-                             f"file, or a folder with *train*.txt and *val*.txt")
+            raise ValueError(f"no file {data}: --data takes torch, shakespeare, tinystories, fineweb, the path of a "
+                             f"text file, or a folder with *train*.txt and *val*.txt")
     except DownloadError as error:
         raise DownloadError(f"{error}; or give a text that you have: --data=FILE") from None
     return name, (first(train, first_mb * 10 ** 6) if first_mb else train), val

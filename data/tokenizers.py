@@ -87,5 +87,5 @@ def load_tokenizer(name, data_dir="data/cache", alphabet=None):
         return BytePairs(tiktoken.get_encoding(name))
     except requests.RequestException as error:
         url = getattr(error.request, "url", "its host")
-        raise ValueError(f"could not fetch the tokenizer {name} from {url}: connect once, or set TIKTOKEN_CACHE_DIR to a "
-                         f"folder that has its files, or give --tokenizer=bytes") from None
+        raise ValueError(f"could not fetch the tokenizer {name} from {url}: connect once, or set TIKTOKEN_CACHE_DIR to "
+                         f"a folder that has its files, or give --tokenizer=bytes") from None

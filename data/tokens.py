@@ -68,8 +68,8 @@ class Corpus:
         """Raises ValueError if a part is shorter than one context."""
         for name, part in (("training", self.train), ("validation", self.val)):
             if len(part) <= length:
-                raise ValueError(f"{self.name}: the {name} part has {len(part):,} tokens, less than one context and its "
-                                 f"next token ({length + 1}): give more text, or a smaller --max_len")
+                raise ValueError(f"{self.name}: the {name} part has {len(part):,} tokens, less than one context and "
+                                 f"its next token ({length + 1}): give more text, or a smaller --max_len")
 
     def describe(self):
         """What is read, and a warning where its losses cannot be compared with the README's."""
