@@ -99,7 +99,8 @@ def cells_of(argv):
     for cfg in training.parse_options(Config, PRESETS, argv, grid):
         sizes = (HARD if cfg.task == "match_pattern" else EASY) if cfg.sweep else SIZES.get(cfg.task, EASY[-1:])
         cells += [replace(cfg, train_size=size) for size in ([cfg.train_size] if cfg.train_size else sizes)]
-    training.agreed(cells, (*training.NOT_COMPARED, "sprites", "dtype"))
+    alike = [name for name in training.NOT_COMPARED if hasattr(cells[0], name)]      # other scripts have others
+    training.agreed(cells, (*alike, "sprites", "dtype"))
     for name in ("vocab_size", "max_len", "tie_embeddings"):
         if any(getattr(cfg, name) != getattr(TransformerConfig, name) for cfg in cells):
             raise ValueError(f"--{name}: it means nothing for images")
