@@ -147,7 +147,8 @@ def draw(groups, path):
             for color, (label, runs) in zip(plt.cm.tab10.colors * len(groups), groups.items()):
                 draw_group(ax, runs, x, y, color, label)
                 if (x, y) == ("tokens", "val_loss") and published(runs[0]).size:
-                    ax.plot(*published(runs[0]), "--", marker=".", color=color, lw=1, label=f"{label}, published")
+                    ends_only = published(runs[0]).shape[1] == 1
+                    ax.plot(*published(runs[0]), "." if ends_only else "--", color=color, label=f"{label}, published")
                     ax.set_xscale("log")                             # theirs is a thousand times longer
                     ax.legend(fontsize=7)
             ax.set_xlabel(xs[x])

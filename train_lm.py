@@ -87,9 +87,9 @@ PRESETS = {
                         beta2=0.99, eval_every=250),
     # Figure 4 and Table 1: also --n_layers=5,6, --d_model=128 --n_layers=4,6, --n_ra=0,2,4
     # paper: 32,000 tokens of Llama's tokenizer; here: GPT-2's, which anyone may download
-    "tinystories": dict(data="tinystories", d_model=64, n_layers=4, activation="swiglu", dropout=0.1, max_len=512,
-                        n_symbols=512, batch_size=256, micro_batch=32, max_steps=100_000, learning_rate=1e-3,
-                        schedule="constant", warmup_steps=0, eval_every=2000, eval_windows=None, log_every=100,
+    "tinystories": dict(data="tinystories", tokenizer="gpt2", d_model=64, n_layers=4, activation="swiglu", dropout=0.1,
+                        max_len=512, n_symbols=512, batch_size=256, micro_batch=32, max_steps=100_000,
+                        learning_rate=1e-3, schedule="constant", warmup_steps=0, eval_every=2000, eval_windows=None, log_every=100,
                         baseline=False),
     # on two cores: the smallest of them in short; bytes, because most of the time would go into 50,257 logits
     "tinystories_small": dict(data="tinystories", first_mb=10, tokenizer="bytes", d_model=64, activation="swiglu",
