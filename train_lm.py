@@ -35,7 +35,7 @@ class Config(TransformerConfig):
     # what to read
     data: str = "torch"                     # torch (its source, built in), shakespeare, tinystories, fineweb, or a path
     tokenizer: str = "auto"                 # bytes, chars, or tiktoken's: gpt2 ...; auto: see data/tokens.py
-    first_mb: int | None = None             # tinystories: fetch and read the first megabytes only, of 1,924
+    first_mb: int | None = None             # learn from the first megabytes only; of tinystories only they are fetched
     n_shards: int | None = None             # fineweb: how many of the 99 shards of 100 million tokens to learn from
     data_dir: str = "data/cache"            # where downloads and tokens are kept
     # how to train
@@ -89,8 +89,8 @@ PRESETS = {
     # paper: 32,000 tokens of Llama's tokenizer; here: GPT-2's, which anyone may download
     "tinystories": dict(data="tinystories", tokenizer="gpt2", d_model=64, n_layers=4, activation="swiglu", dropout=0.1,
                         max_len=512, n_symbols=512, batch_size=256, micro_batch=32, max_steps=100_000,
-                        learning_rate=1e-3, schedule="constant", warmup_steps=0, eval_every=2000, eval_windows=None, log_every=100,
-                        baseline=False),
+                        learning_rate=1e-3, schedule="constant", warmup_steps=0, eval_every=2000, eval_windows=None,
+                        log_every=100, baseline=False),
     # on two cores: the smallest of them in short; bytes, because most of the time would go into 50,257 logits
     "tinystories_small": dict(data="tinystories", first_mb=10, tokenizer="bytes", d_model=64, activation="swiglu",
                               dropout=0.1, max_len=256, n_symbols=256, learning_rate=1e-3, schedule="constant",
@@ -100,7 +100,6 @@ PRESETS = {
     "fineweb_1b": dict(FINEWEB, d_model=2048, n_heads=32, n_ra=16, dat_n_kv_heads=8, n_symbols=2048, symbol_heads=16,
                        n_relations=128, micro_batch=4),
 }
-PROMPTS = {"torch": "def ", "shakespeare": "ROMEO:"}
 
 
 def padded(n):
@@ -123,7 +122,8 @@ def evaluate(model, val, starts, cfg, device, dtype):
     """Mean loss in nats per token over the windows of `val` that begin at `starts`, whatever the batch size."""
     model.eval()
     nats = n_tokens = 0
-    for some in starts[distributed.RANK::distributed.WORLD].split(cfg.micro_batch or cfg.batch_size):
+    mine = starts[distributed.RANK::distributed.WORLD]
+    for some in mine.split(cfg.micro_batch or cfg.batch_size // distributed.WORLD) if len(mine) else ():
         x, y = val.windows(some, cfg.max_len)                         # (B, T) each
         with training.autocast(device, dtype):
             _, loss = model(x.to(device), y.to(device))
@@ -138,7 +138,7 @@ def train(cfg, run, corpus, device, dtype):
     """One run, from its first step or its last checkpoint to max_steps; leaves config.json, log.csv and checkpoints."""
     share = cfg.batch_size // distributed.WORLD                       # sequences of a step that this process reads
     micro = min(cfg.micro_batch or share, share)
-    with training.one_line_errors(), training.memory_errors(micro):
+    with training.one_line_errors():
         torch.manual_seed(cfg.seed)
         model = make_model(cfg).to(device)
         optimizer = training.make_optimizer(model, cfg)
@@ -160,11 +160,10 @@ def train(cfg, run, corpus, device, dtype):
         mean_loss = 0.0
         for some in batch[distributed.RANK * share:][:share].split(micro):
             x, y = corpus.train.windows(some, cfg.max_len)            # (B, T) each
-            with training.memory_errors(micro):
-                with training.autocast(device, dtype):
-                    _, loss = forward(x.to(device), y.to(device))
-                weight = len(some) / cfg.batch_size                   # of these sequences in the mean over the step's
-                (loss * weight).backward()
+            with training.autocast(device, dtype):
+                _, loss = forward(x.to(device), y.to(device))
+            weight = len(some) / cfg.batch_size                       # of these sequences in the mean over the step's
+            (loss * weight).backward()
             mean_loss += loss.item() * weight
         distributed.sum_gradients(model)
         mean_loss, = distributed.total([mean_loss], device)
@@ -189,7 +188,7 @@ def say_how_it_went(run, corpus, device, dtype):
     model = make_model(run.cfg)
     model.load_state_dict(training.load_checkpoint(run.folder / "last.pt")["model"])
     torch.manual_seed(0)
-    prompt = corpus.tokenizer.encode(PROMPTS.get(corpus.name, "Once upon a time"))
+    prompt = corpus.val[0:16].tolist()                                # how the validation text begins
     new = stream(model, torch.tensor([prompt]), 200, temperature=0.8, vocab_size=corpus.tokenizer.vocab_size)
     text = corpus.tokenizer.decode([*prompt, *(token.item() for token in new)]).decode(errors="replace")
     print(f"--- a sample ---\n{text}\n---")
@@ -220,7 +219,9 @@ def main(argv=None):
             run = distributed.Run(cfg, CODE, facts, cfg.batch_size * cfg.max_len)
             reusable = run.reusable()
         if not reusable:
-            train(cfg, run, corpus, device, dtype)
+            share = cfg.batch_size // distributed.WORLD
+            with training.memory_errors(min(cfg.micro_batch or share, share)):
+                train(cfg, run, corpus, device, dtype)
             if distributed.RANK == 0:
                 say_how_it_went(run, corpus, device, dtype)
         folders.append(run.folder)

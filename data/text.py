@@ -6,7 +6,7 @@
     tinystories   2.1 million short stories, 1.9 GB (Eldan and Li, 2023)
     a path        of a UTF-8 file, whose last tenth is for validation, or of a folder with train and validation files
 
-A line `<|endoftext|>` ends a document. (FineWeb-Edu, which comes as tokens, is in data/tokens.py.)
+A line `<|endoftext|>` ends a document. (FineWeb-Edu, which comes as tokens, is read by data/fineweb.py.)
 """
 import codecs
 import hashlib
@@ -30,9 +30,10 @@ TINYSTORIES = {
     "TinyStories-valid.txt": dict(
         size=19_447_282, sha256="94e431816c4cce81ff71e4408ff8d3bda9a42e8d2663986697c3954288cb38b4")}
 END = re.compile(r"\s*<\|endoftext\|>\s*")
-# Where a long text may be cut: at the start of a document, or after a single line break between a visible character and
-# a letter or digit. None of tiktoken's encodings has a token that reaches across, so the tokens are those of the whole.
-CUT = re.compile(r"<\|endoftext\|>\s*(?=\S)|(?<=\S\n)(?=\w)")
+# Where a long text may be cut: at the start of a document, after a single line break between a visible character and a
+# letter or digit, or before a single space between letters or digits. None of tiktoken's encodings has a token that
+# reaches across, so the tokens are those of the whole.
+CUT = re.compile(r"<\|endoftext\|>\s*(?=\S)|(?<=\S\n)(?=\w)|(?<=\w)(?= \w)")
 CHUNK = 1 << 18                                # bytes in a piece
 
 
@@ -167,7 +168,9 @@ def pieces(part, bar=None):
         except UnicodeDecodeError as error:
             raise ValueError(f"{part.source} is not UTF-8 text: byte {begun + error.start} is "
                              f"0x{error.object[error.start]:02x}; convert it first") from None
-        cut = len(text) if read == part.end else max((match.end() for match in CUT.finditer(text)), default=0)
+        # only near the end: what had no cut before has none now, and need not be searched again
+        cuts = [match.end() for match in CUT.finditer(text, len(text) - 4096)]
+        cut = len(text) if read == part.end else max(cuts, default=0)
         for i, document in enumerate(END.split(text[:cut])):
             if i:
                 yield None

@@ -90,15 +90,20 @@ def load(data, tokenizer, data_dir, *, first_mb=None, n_shards=None):
     if fineweb.is_meant(data):
         if tokenizer not in ("auto", "gpt2"):
             raise ValueError(f"tokenizer={tokenizer}: {data} comes as tokens of gpt2")
+        if first_mb:
+            raise ValueError(f"first_mb={first_mb}: it is for texts; of {data} give --n_shards")
         tokenizer = load_tokenizer("gpt2", data_dir)
         name, paths = fineweb.find(data, data_dir, n_shards)
         train, val = Tokens(*map(fineweb.read, paths[1:])), Tokens(fineweb.read(paths[0]))
-        # the text itself is not there: as many bytes as the first tokens stand for
+        # bytes per token, measured on the first ten million validation tokens; the ends of documents count as 0
         sizes = np.array([len(tokenizer.decode([i])) if i != tokenizer.end else 0 for i in range(tokenizer.vocab_size)])
         sample = val[0:10 ** 7]
         facts = {"bytes_per_token": sizes[sample].sum() / len(sample), "sha256": fineweb.identity(paths)}
         return Corpus(name, train, val, tokenizer, facts)
-    tokenizer = "gpt2" if tokenizer == "auto" and data == "tinystories" else tokenizer.replace("auto", "bytes")
+    if n_shards:
+        raise ValueError(f"n_shards={n_shards}: it is for --data=fineweb")
+    if tokenizer == "auto":
+        tokenizer = "gpt2" if data == "tinystories" else "bytes"
     # first of all: without a tokenizer nothing need be downloaded. That of characters is made from the text
     tokenizer = None if tokenizer == "chars" else load_tokenizer(tokenizer, data_dir)
     name, *parts = text.find(data, data_dir, first_mb)
@@ -114,7 +119,11 @@ def load(data, tokenizer, data_dir, *, first_mb=None, n_shards=None):
 
 def alphabet(parts):
     """All characters that occur, in order; NUL among them if a document ends somewhere."""
-    return "".join(sorted(set().union(*(piece or "\0" for part in parts for piece in text.pieces(part)))))
+    found = set()
+    for part in parts:
+        for piece in text.pieces(part):
+            found.update(piece or "\0")
+    return "".join(sorted(found))
 
 
 def tokenise(name, parts, tokenizer, folder):

@@ -284,6 +284,16 @@ def test_evaluation_does_not_depend_on_the_batch_size_and_drops_nothing(tiny):
     assert losses[0] == pytest.approx(nats / (len(idx) - 1), rel=1e-6)
 
 
+def test_a_process_without_validation_windows_adds_nothing(tiny, monkeypatch):
+    cfg, = training.parse_options(train_lm.Config, argv=[*tiny, "--vocab_size=256"])
+    monkeypatch.setattr(train_lm.distributed, "RANK", 1)
+    monkeypatch.setattr(train_lm.distributed, "WORLD", 2)
+    monkeypatch.setattr(train_lm.distributed, "total", lambda values, device: [values[0] + 3.0, values[1] + 1])
+    text = tokens.Tokens(torch.arange(40).numpy())
+    assert train_lm.evaluate(train_lm.make_model(cfg), text, torch.tensor([0]), cfg, torch.device("cpu"),
+                             torch.float32) == 3.0
+
+
 def test_micro_batches_take_the_step_of_the_whole_batch(tiny, tmp_path, only_run):
     """Also where the last one is smaller: 2 + 2 + 1 sequences."""
     tiny.remove("--dropout=0.1")
