@@ -94,12 +94,12 @@ class TransformerConfig:
         return dict(bias=kind == "all", output_bias=kind != "none")
 
 
-def model_config(options, **known):
-    """The TransformerConfig among a script's options (a dict). What is `known` better, as vocab_size, replaces them.
+def model_config(options):
+    """The TransformerConfig among a script's options (a dict).
 
     An option dat_x replaces x where there are relational heads: the published DATs and Transformers differ in more.
     """
-    values = {f.name: options[f.name] for f in fields(TransformerConfig)} | known
+    values = {f.name: options[f.name] for f in fields(TransformerConfig)}
     if options["n_ra"]:
         values |= {name.removeprefix("dat_"): value for name, value in options.items()
                    if name.startswith("dat_") and value not in (None, "as_the_other")}

@@ -85,7 +85,7 @@ def load(data, tokenizer, data_dir, *, first_mb=None, n_shards=None):
     """The Corpus that --data names: see data/text.py and data/fineweb.py.
 
     tokenizer: see data/tokenizers.py; "auto" is gpt2 for tinystories and fineweb, else bytes.
-    first_mb: of tinystories; n_shards: of fineweb. Raises ValueError or OSError in one line.
+    first_mb: of a text; n_shards: of fineweb. Raises ValueError or OSError in one line.
     """
     if fineweb.is_meant(data):
         if tokenizer not in ("auto", "gpt2"):
