@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from blocked import attend_in_blocks
+
 
 def sinusoids(max_len, d_model):
     """Vaswani et al. (2017), Section 3.5: (max_len, d_model), sines in the even features, cosines in the odd ones."""
@@ -83,10 +85,13 @@ def attention_weights(q, k, *, causal=False, mask=None):
 
 
 def attend(q, k, v, *, causal=False, mask=None, dropout=0.0, scale=None):
-    """sum_j alpha_ij v_j, (B, H, T, width of v), through PyTorch's kernels; the fused ones never store alpha.
+    """sum_j alpha_ij v_j, (B, H, T, width of v), through PyTorch's kernels, of which the fused ones never store alpha.
 
-    (On a CPU dropout calls for the kernel that does; causal together with a mask needs a T x S mask everywhere.)
+    On a CPU none of these takes dropout: long sequences go through blocked.py. causal with a mask makes a T x S mask.
     """
+    if dropout and q.device.type == "cpu" and q.size(-2) * k.size(-2) >= 2 ** 16:
+        scaled = q * (q.size(-1) ** -0.5 if scale is None else scale)
+        return attend_in_blocks(scaled, k, v, causal=causal, may=may_attend(False, mask, q, k), dropout=dropout)[0].type_as(q)
     whole = causal and mask is None and q.size(-2) == k.size(-2)       # then the kernel skips the future by itself
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=None if whole else may_attend(causal, mask, q, k), is_causal=whole,

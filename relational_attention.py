@@ -16,9 +16,13 @@ Read literally this builds an n x n x R tensor of relations. But the sum is line
     sum_j alpha_ij <q_rel_i[l], k_rel_j[l]>   =   < q_rel_i[l],  sum_j alpha_ij k_rel_j[l] >
 
 So a relational head IS ordinary attention, whose values are [k_rel_j[1] ... k_rel_j[R], s_j W_s], read afterwards with
-the receiver's own relation queries. Exact, linear in memory, and it runs through PyTorch's fused kernels. `literal`
-below is the definition, `fast` the identity; the tests hold them equal to 1e-10. Among few tokens, whose relations take
-less room than these wide values, `literal` is the faster one and is used (SHORT).
+the receiver's own relation queries. Three forms of the same sum, equal to 1e-10 in the tests, gradients included:
+
+    literal     Eq. 3 as it stands: the definition, and the fastest form among few tokens
+    fast        the identity: one call of PyTorch's fused attention, memory linear in n; for narrow heads
+    blocked     linear in n too, relations computed once for all heads: see blocked.py; for all others
+
+`RelationalAttention.choose_form` chooses, by shapes alone.
 
 Shapes as in attention.py; R relations of width p = rel_proj_dim.
 """
@@ -28,13 +32,16 @@ from torch import nn
 
 from attention import (Attention, attend, attention_weights, head_width, may_attend, merge_heads, shared_by_heads,
                        split_heads)
+from blocked import attend_in_blocks
 from symbols import PositionRelativeSymbols
 
 REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "gelu": F.gelu,
                    "gelu_tanh": lambda r: F.gelu(r, approximate="tanh"), "silu": F.silu, "softmax": None}
 
-SHORT = 64      # up to so many senders the literal form is the faster one, unless there are many relations; up to four
-                # times as many where everybody may look at everybody, as in images (measured at 65 to 257 tokens)
+# When one form is faster than another: measured on a CPU, see bench.py.
+NARROW = 64             # the widest values for which the fast form is; on a GPU 256, the widest of flash attention
+FEW = 2 ** 17           # as many numbers in a sequence's alpha and r are few enough for the literal form ...
+FEW_NARROW = 2 ** 14    # ... and so many, where the fast form would do, too
 
 
 class RelationalAttention(nn.Module):
@@ -91,15 +98,23 @@ class RelationalAttention(nn.Module):
             if not isinstance(symbols, PositionRelativeSymbols):                   # relative symbols have no past
                 symbols = cache.append("s W_s", symbols)
 
-        S, R = k.size(-2), self.n_relations
-        few = S <= (SHORT if causal or mask is not None else 4 * SHORT)
-        few = few and R * S <= self.n_heads * (k_rel.size(-1) + k.size(-1))        # r is no wider than the values
-        if need_weights or few or self.rel_activation != "identity":
-            a, alpha, r = self.literal(q, k, q_rel, k_rel, symbols, causal, mask)
-        else:
-            a = self.fast(q, k, q_rel, k_rel, symbols, causal, mask)
+        literal = need_weights or self.rel_activation != "identity"
+        form = self.literal if literal else self.choose_form(q, k, k_rel, symbols, causal, mask)
+        a, *weights = form(q, k, q_rel, k_rel, symbols, causal, mask)
         out = self.W_o(merge_heads(a))                                             # (B, T, H d_h)
-        return (out, alpha, r) if need_weights else out
+        return (out, *weights) if need_weights else out
+
+    def choose_form(self, q, k, k_rel, symbols, causal, mask):
+        """The cheapest way to compute the same thing, by shapes alone: no timing, so that runs can be repeated."""
+        on_cpu = q.device.type == "cpu"
+        fused = (k_rel.size(-1) + k.size(-1) <= (NARROW if on_cpu else 256)
+                 and not isinstance(symbols, PositionRelativeSymbols)              # these are no values of j alone
+                 and not (on_cpu and self.dropout and self.training)               # this kernel keeps n x n weights
+                 and not (causal and mask is not None))                            # this one takes an n x n mask
+        numbers = q.size(-2) * k.size(-2) * (self.n_heads + self.n_relations)      # in alpha and r: T S (H + R)
+        if q.size(-2) == 1 or numbers <= (FEW_NARROW if fused else FEW):
+            return self.literal
+        return self.fast if fused else self.blocked
 
     def literal(self, q, k, q_rel, k_rel, symbols, causal, mask):
         """Eq. 3 as the paper writes it: the definition."""
@@ -126,30 +141,40 @@ class RelationalAttention(nn.Module):
 
     def fast(self, q, k, q_rel, k_rel, symbols, causal, mask):
         """The same a (B, H, T, d_h) by the identity above: attend to relation keys, then read with relation queries."""
-        H = self.n_heads
         B, G, S, d_h = k.shape
         width = q_rel.size(-1)                                                     # R p
-        # s_{j-i} needs alpha itself; of a single query it is small, while wide values would be copied for each token
-        if isinstance(symbols, PositionRelativeSymbols) or q.size(-2) == 1:
-            alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), self.dropout, self.training)
-            brought = (alpha.flatten(1, 2) @ k_rel[:, 0]).unflatten(1, (H, -1))    # (B, H, T, R p)
-            s = self.bring_symbols(alpha, symbols)                                 # (B, H, T, d_h)
-        else:
-            v = torch.cat([k_rel.expand(B, G, S, width), symbols.expand(B, G, S, d_h)], -1)
-            # Fused kernels want one width for q, k and v: zeros behind q and k leave every score as it is.
-            q, k = F.pad(q, (0, width)), F.pad(k, (0, width))                      # (B, H, T, R p + d_h)
-            out = attend(q, k, v, causal=causal, mask=mask, scale=d_h ** -0.5,
-                         dropout=self.dropout if self.training else 0.0)
-            brought, s = out.split([width, d_h], -1)                               # sum_j alpha_ij k_rel_j, .. s_j W_s
+        v = torch.cat([k_rel.expand(B, G, S, width), symbols.expand(B, G, S, d_h)], -1)
+        # Fused kernels want one width for q, k and v: zeros behind q and k leave every score as it is.
+        q, k = F.pad(q, (0, width)), F.pad(k, (0, width))                          # (B, H, T, R p + d_h)
+        out = attend(q, k, v, causal=causal, mask=mask, scale=d_h ** -0.5, dropout=self.dropout if self.training else 0.0)
+        brought, s = out.split([width, d_h], -1)                                   # sum_j alpha_ij k_rel_j, .. s_j W_s
         # < q_rel_i[l], brought_i[l] > W_r: product and sum over p are one matrix product with W_r's rows repeated
         W_r = self.W_r.repeat_interleave(self.rel_proj_dim, dim=1)                 # (H, R p, d_h)
-        return (brought * (q_rel * self.rel_proj_dim ** -0.5)) @ W_r + s
+        return read_out(brought * (q_rel * self.rel_proj_dim ** -0.5), W_r, s, q.dtype),
+
+    def blocked(self, q, k, q_rel, k_rel, symbols, causal, mask):
+        """The same a (B, H, T, d_h), a block of receivers at a time."""
+        q, q_rel = q * q.size(-1) ** -0.5, q_rel * self.rel_proj_dim ** -0.5
+        q_rel, k_rel = (split_heads(x[:, 0], self.n_relations) for x in (q_rel, k_rel))        # (B, R, T or S, p)
+        relative = isinstance(symbols, PositionRelativeSymbols)
+        if relative:
+            symbols = symbols.table(q.size(2), k.size(2), self.W_s, self.n_kv_heads)[None]     # s_{j-i} W_s by offset
+        s, m = attend_in_blocks(q, k, symbols, q_rel, k_rel, causal=causal, may=may_attend(False, mask, q, k),
+                                dropout=self.dropout if self.training else 0.0, relative=relative)
+        return read_out(m, self.W_r, s, q.dtype),
 
     def bring_symbols(self, alpha, symbols):
         """sum_j alpha_ij s_j W_s for alpha (B, H, T, S) -> (B, H, T, d_h)."""
         if isinstance(symbols, PositionRelativeSymbols):
             return symbols.weighted_sum(alpha, self.W_s, self.n_kv_heads)
         return alpha @ shared_by_heads(symbols, self.n_heads)
+
+
+def read_out(m, W_r, s, dtype):
+    """m W_r + s, summed in float32 even where the rest is in half precision."""
+    with torch.autocast(m.device.type, enabled=False):
+        exact = torch.promote_types(m.dtype, torch.float32)
+        return (m.to(exact) @ W_r.to(exact) + s).to(dtype)
 
 
 class RelationalCrossAttention(Attention):
@@ -167,8 +192,10 @@ class RelationalCrossAttention(Attention):
             k = cache.append("k_attn", k)
         dropout = self.dropout if self.training else 0.0
         if isinstance(symbols, PositionRelativeSymbols):
-            alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), dropout)
-            return self.W_o(merge_heads(symbols.weighted_sum(alpha, self.W_v, self.n_kv_heads)))
+            table = symbols.table(q.size(2), k.size(2), self.W_v, self.n_kv_heads)             # (G, T+S, d_h)
+            a, _ = attend_in_blocks(q * q.size(-1) ** -0.5, k, table[None], causal=causal, dropout=dropout, relative=True,
+                                    may=may_attend(False, mask, q, k))
+            return self.W_o(merge_heads(a.type_as(q)))
         symbols = symbols if symbols.dim() == 3 else symbols[None]
         s = split_heads(self.W_v(symbols), self.n_kv_heads)                        # (B or 1, G, S, d_h): s_j W_s
         if cache is not None:

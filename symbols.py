@@ -49,6 +49,12 @@ class PositionRelativeSymbols(nn.Module):
     def forward(self, x, start=0):
         return self
 
+    def table(self, T, S, W_s, n_kv_heads):
+        """s_o W_s of each offset o = j - i that occurs, from 1 - S to T - 1, and one to spare: (G, T+S, d_h)."""
+        offset = torch.arange(T + S, device=self.library.device) - (S - 1)
+        row = offset.clamp(-self.max_distance, self.max_distance) + self.max_distance
+        return split_heads(W_s(self.library)[None], n_kv_heads)[0][:, row]
+
     def weighted_sum(self, alpha, W_s, n_kv_heads):
         """sum_j alpha_ij s_{j-i} W_s for alpha (B, H, T, S) -> (B, H, T, d_h).
 
@@ -57,10 +63,7 @@ class PositionRelativeSymbols(nn.Module):
         moves i places to the left, which is free of index arithmetic: read the padded rows with a stride one longer.
         """
         H, T, S = alpha.shape[1:]
-        offset = torch.arange(T + S, device=alpha.device) - (S - 1)                # those that occur, and one to spare
-        row = offset.clamp(-self.max_distance, self.max_distance) + self.max_distance
-        table = split_heads(W_s(self.library)[None], n_kv_heads)[0][:, row]        # (G, T+S, d_h)
-        table = table.repeat_interleave(H // n_kv_heads, dim=0)                    # (H, T+S, d_h)
+        table = self.table(T, S, W_s, n_kv_heads).repeat_interleave(H // n_kv_heads, dim=0)            # (H, T+S, d_h)
         # alpha by offset is twice as large as alpha: made again for the backward pass, not kept for it
         return checkpoint(lambda alpha, table: by_offset(alpha) @ table, alpha, table,
                           use_reentrant=False, preserve_rng_state=False)           # (B, H, T, d_h)

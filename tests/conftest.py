@@ -2,6 +2,8 @@
 import os
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import relational_attention
 
@@ -30,5 +32,26 @@ def only_run(tmp_path):
 
 @pytest.fixture
 def fast_form(monkeypatch):
-    """For tests whose sequences are short, but which are to test the form for long ones."""
-    monkeypatch.setattr(relational_attention, "SHORT", 0)
+    """For tests whose sequences are short, but which are to test the forms for long ones."""
+    monkeypatch.setattr(relational_attention, "FEW", 0)
+    monkeypatch.setattr(relational_attention, "FEW_NARROW", 0)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the largest tensor, in numbers kept in memory, that any operation returns, forward or backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return out
+
+
+@pytest.fixture
+def largest_tensor():
+    return LargestTensor

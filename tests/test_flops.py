@@ -67,6 +67,7 @@ def counted(cfg, backward=False):
 def literal_form(monkeypatch):
     """Fails a test that runs another form than the one that it counts."""
     monkeypatch.delattr(RelationalAttention, "fast")
+    monkeypatch.delattr(RelationalAttention, "blocked")
 
 
 def needed(cfg):
@@ -81,8 +82,9 @@ def test_formula_equals_the_counter(options, literal_form):
 
 
 def unfolded(cfg):
-    """What relative symbols run beyond sum_j alpha_ij s_{j-i}: alpha by offset has T + S columns, here 2 T, not T."""
-    return 2 * cfg.n_layers * cfg.n_ra * cfg.max_len ** 2 * (cfg.d_model // cfg.n_heads)
+    """What relative symbols run beyond sum_j alpha_ij s_{j-i}: alpha by offset has 2 T columns, in blocks 2 T - 1."""
+    spare = cfg.max_len - (cfg.ra_type == "rca")
+    return 2 * cfg.n_layers * cfg.n_ra * cfg.max_len * spare * (cfg.d_model // cfg.n_heads)
 
 
 @pytest.mark.parametrize("options", RELATIVE.values(), ids=RELATIVE)

@@ -4,7 +4,6 @@ from itertools import product
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention import Attention, attend, attention_weights, rope_table, rotate
 from relational_attention import REL_ACTIVATIONS, RelationalAttention, RelationalCrossAttention
@@ -251,31 +250,16 @@ def test_lower_precision_stays_in_its_type_and_near_the_truth(dtype):
     assert attention_weights(q, q).isfinite().all()
 
 
-class LargestTensor(TorchDispatchMode):
-    """Notes the largest tensor that any operation returns, forward or backward."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return out
-
-
-def test_memory_grows_linearly_with_the_sequence():
+def test_memory_grows_linearly_with_the_sequence(largest_tensor):
     """At n = 4096 the fast form makes no tensor of n x n numbers, forward or backward."""
     n = 4096
     m, x = RelationalAttention(512, 4, total_heads=8), torch.randn(1, n, 512, requires_grad=True)
-    with LargestTensor() as largest:
+    with largest_tensor() as largest:
         m(x, x, causal=True).sum().backward()
     assert largest.numel < n * n / 2
     n = 256                                                  # the same watch does notice the literal form's n x n
     m, x = RelationalAttention(16, 4), torch.randn(1, n, 16, requires_grad=True)
-    with LargestTensor() as largest:
+    with largest_tensor() as largest:
         m(x, x, causal=True, need_weights=True)[0].sum().backward()
     assert largest.numel >= n * n
 
@@ -293,17 +277,25 @@ def test_impossible_shapes_are_refused_in_words():
             RelationalAttention(16, 4)(x, x, mask=mask)
 
 
-@pytest.mark.parametrize("n_tokens, n_relations, causal, form", [
-    (6, 4, True, "literal"), (7, 4, True, "fast"), (6, 16, True, "fast"),
-    (20, 4, False, "literal"), (25, 2, False, "fast"), (20, 5, False, "fast")])
-def test_the_literal_form_serves_few_tokens_with_few_relations(monkeypatch, n_tokens, n_relations, causal, form):
-    monkeypatch.setattr("relational_attention.SHORT", 6)
-    used = []
-    for name in ("literal", "fast"):
+@pytest.mark.parametrize("why, n, form", [
+    ({}, 45, "literal"), ({}, 46, "fast"),                   # 2^14 numbers: 45^2 (4 + 4) are less, 46^2 (4 + 4) more
+    (dict(d=128), 127, "literal"), (dict(d=128), 129, "blocked"),                # values of 80: wide; 2^17 numbers
+    (dict(n_relations=12, rel_proj_dim=6), 91, "blocked"),   # more relations: fewer tokens are few
+    (dict(symbols="relative"), 129, "blocked"), (dict(dropout=0.1), 129, "blocked"),
+    (dict(masked=True, causal=True), 129, "blocked"), (dict(masked=True), 129, "fast"),
+    (dict(rel_activation="tanh"), 129, "literal")])
+def test_which_form_is_used(monkeypatch, why, n, form):
+    why = dict(why)
+    d, masked, causal = why.pop("d", 64), why.pop("masked", False), why.pop("causal", False)
+    relative, used = why.pop("symbols", None), []
+    monkeypatch.setattr("relational_attention.FEW", 2 ** 17)
+    monkeypatch.setattr("relational_attention.FEW_NARROW", 2 ** 14)
+    for name in ("literal", "fast", "blocked"):
         original = getattr(RelationalAttention, name)
         monkeypatch.setattr(RelationalAttention, name, lambda *a, name=name, f=original: used.append(name) or f(*a))
-    m = RelationalAttention(D, 4, n_relations=n_relations, rel_proj_dim=16 // n_relations).double()      # values of at most 20
-    x = torch.randn(B, n_tokens, D, dtype=torch.float64)
-    out = m(x, x, causal=causal)
+    m, x = RelationalAttention(d, 4, total_heads=8, **why), torch.randn(2, n, d)
+    mask = torch.ones(2, n, dtype=torch.bool) if masked else None
+    m(x, PositionRelativeSymbols(d, 3) if relative else x, causal=causal, mask=mask)
     assert used == [form]
-    torch.testing.assert_close(out, m(x, x, causal=causal, need_weights=True)[0], rtol=0, atol=1e-10)
+    m(x, x, need_weights=True)
+    assert used == [form, "literal"]
