@@ -59,12 +59,16 @@ def load_run(folder):
         raise ValueError(f"{folder / 'config.json'} is damaged")
     if not rows:
         raise ValueError(f"{folder / 'log.csv'} has no rows yet")
+    record["written"] = (folder / "log.csv").stat().st_mtime
     record["log"] = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
     return record
 
 
 def group_runs(runs):
-    """Runs that differ in their seed alone form a group: {what sets it apart: its runs by seed}."""
+    """Runs that differ in their seed alone form a group: {what sets it apart: its runs by seed}.
+
+    Of runs that agree in their seed as well only the one that was written last is in it: a seed counts once.
+    """
     def identity(run):
         """What defines a run besides its seed."""
         skipped = ("seed", *training.NOT_COMPARED, *(training.RELATIONAL if run["options"]["n_ra"] == 0 else ()))
@@ -74,10 +78,10 @@ def group_runs(runs):
         return {**options, "data": run["facts"]["data"], "sha256": run["facts"]["sha256"][:8], "dtype": dtype}
 
     groups = {}
-    runs = sorted(runs, key=lambda run: (run["options"]["n_ra"] == 0, run["options"]["seed"]))             # DAT first
+    runs = sorted(runs, key=lambda run: (run["options"]["n_ra"] == 0, run["options"]["seed"], run["written"]))
     for run, label in zip(runs, labels([identity(run) for run in runs])):
-        groups.setdefault(label, []).append(run)
-    return groups
+        groups.setdefault(label, {})[run["options"]["seed"]] = run   # DAT first; the latest stays
+    return {label: list(by_seed.values()) for label, by_seed in groups.items()}
 
 
 def labels(identities):
@@ -271,7 +275,10 @@ def report(folders, out_dir, draw=draw):
     out_dir.mkdir(parents=True, exist_ok=True)
     draw(group_runs(runs), out_dir / "curves.png")
     finished = [run for run in runs if run["finished"]]
-    text = table(group_runs(finished)) if finished else "no finished run yet"
+    groups = group_runs(finished)
+    text = table(groups) if finished else "no finished run yet"
+    if repeated := len(finished) - sum(map(len, groups.values())):
+        text += f"\n\nleft out, for a newer one with the same options, data and seed: {repeated} of {len(finished)} runs"
     if len(finished) < len(runs):
         text += f"\n\nnot finished, drawn but not counted: {len(runs) - len(finished)} of {len(runs)} runs"
     (out_dir / "table.md").write_text(text + "\n")

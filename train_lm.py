@@ -205,7 +205,8 @@ def main(argv=None):
         needed = corpus.tokenizer.vocab_size
         if first.vocab_size is not None and first.vocab_size < needed:
             raise ValueError(f"vocab_size={first.vocab_size}: {corpus.tokenizer.name} has {needed} tokens")
-        configs = [replace(cfg, vocab_size=cfg.vocab_size or padded(needed)) for cfg in configs]
+        # the same text in another place is the same: its name and checksum tell runs apart, and not its path
+        configs = [replace(cfg, data=corpus.name, vocab_size=cfg.vocab_size or padded(needed)) for cfg in configs]
         configs = training.with_baselines(configs, count_parameters)
         for cfg in configs:
             corpus.check(cfg.max_len)

@@ -244,7 +244,8 @@ def record_of(cfg, dtype):
         for sprites in tested_sprites(cfg):
             path = games.find_file(cfg.test_data or cfg.data, cfg.task, sprites, cfg.data_dir)
             files[f"test, {sprites}"] = npz.fingerprint(path)
-    return {"options": {name: value for name, value in asdict(cfg).items() if name not in training.NOT_COMPARED},
+    options = {name: value for name, value in asdict(cfg).items() if name not in training.NOT_COMPARED}
+    return {"options": {**options, "data": Path(cfg.data).name},      # the files tell cells apart, and not their path
             "code": training.code_hash(CODE), "torch": torch.__version__, "files": files, "dtype": str(dtype)}
 
 

@@ -232,6 +232,8 @@ def prepare(argv):
     device, dtype, why = training.choose_device(first.device, first.dtype)
     modules = sorted({cfg.module for cfg in configs})
     source = str(mathematics.fetch(first.data_dir, modules)) if first.data == "archive" else first.data
+    # the same problems in another place are the same: their name and checksum tell runs apart, and not their path
+    configs = [replace(cfg, data=Path(source).name) for cfg in configs]
     for cfg in configs:
         if source != "generated":
             mathematics.training_files(source, cfg.module, cfg.level)

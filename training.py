@@ -121,10 +121,13 @@ def reseed(seed, step, rank=0):
 
 ROOT = Path(__file__).parent
 CODE = ("attention.py", "relational_attention.py", "symbols.py", "config.py", "model.py", "training.py")
-NOT_COMPARED = ("device", "out_dir", "data_dir", "resume", "baseline", "match_params", "micro_batch", "recompute",
-                "workers", "sweep", "paper", "test_data")             # where, whether and how, not what
-# said otherwise, or not worth it
-NOT_NAMED = ("n_heads", "n_ra", "seed", "eval_every", "log_every", "vocab_size", *NOT_COMPARED)
+# Options that do not define a run: where it computes, reads and writes; which other runs are made or drawn beside it;
+# how a step is cut into pieces, which changes it by rounding only; what the finished model is tested on besides.
+NOT_COMPARED = ("device", "out_dir", "data_dir", "workers", "resume", "baseline", "match_params", "sweep", "paper",
+                "micro_batch", "recompute", "test_data")
+# In its folder's name heads and seed stand first, without their options' names; the vocabulary is the tokenizer's, and
+# how often one looks at the run changes its log alone. (In config.json these are compared.)
+NOT_NAMED = ("n_heads", "n_ra", "seed", "vocab_size", "eval_every", "log_every", *NOT_COMPARED)
 
 
 def code_hash(names):
@@ -136,9 +139,9 @@ def run_name(cfg):
     """sa4_ra4_seed1, followed by every option that is not at its default (of a path, the file's name)."""
     changed = {f.name: getattr(cfg, f.name) for f in fields(cfg)
                if f.name not in NOT_NAMED and getattr(cfg, f.name) != f.default}
-    parts = [f"{name}={Path(value).stem if isinstance(value, str) else value}" for name, value in changed.items()]
+    parts = [f"{name}={Path(value).name if isinstance(value, str) else value}" for name, value in changed.items()]
     name = re.sub(r"[^\w.=+-]+", "_", "-".join([f"sa{cfg.n_sa}_ra{cfg.n_ra}_seed{cfg.seed}", *parts]))
-    return name if len(name) < 120 else f"{name[:100]}-{hashlib.sha256(repr(changed).encode()).hexdigest()[:8]}"
+    return name if len(name) < 120 else f"{name[:100]}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
 
 
 def write_atomically(path, write):

@@ -57,6 +57,11 @@ def test_a_finished_run_is_reused_only_if_options_data_and_code_agree(tiny, tmp_
     stamp = (only_run() / "last.pt").stat().st_mtime_ns
     train_lm.main([*args, "--device=cpu"])
     assert ": reused" in capsys.readouterr().out and (only_run() / "last.pt").stat().st_mtime_ns == stamp
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "text.txt").rename(tmp_path / "moved" / "text.txt")                  # the same text in another place
+    train_lm.main([arg.replace("/text.txt", "/moved/text.txt") for arg in args])
+    assert ": reused" in capsys.readouterr().out
+    (tmp_path / "moved" / "text.txt").rename(tmp_path / "text.txt")
     monkeypatch.setattr(training, "code_hash", lambda script: "other")               # as if model.py had been edited
     train_lm.main(args)
     assert ": reused" not in capsys.readouterr().out and (only_run() / "last.pt").stat().st_mtime_ns != stamp

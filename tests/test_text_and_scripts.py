@@ -1,6 +1,7 @@
 """The scripts that stand around training: wrong input, figures and tables."""
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -164,6 +165,15 @@ def test_seeds_on_different_data_are_not_one_group(tmp_path, capsys):
     (tmp_path / "t3" / "config.json").write_text(json.dumps(record))
     compare.main([f"--runs={tmp_path}"])
     assert "| Transformer 8+0, dtype=torch.bfloat16 |" in capsys.readouterr().out
+
+
+def test_a_seed_counts_once(tmp_path, capsys):
+    for name, loss in (("older", 1.3), ("newer", 1.5)):
+        fake_run(tmp_path / name, 0, 1, [5.5, loss])
+    os.utime(tmp_path / "older" / "log.csv", (1, 1))
+    compare.main([f"--runs={tmp_path}"])
+    shown = capsys.readouterr().out
+    assert "| 1.5000 | 4.482 | 2.1640 | 1 |" in shown and "left out, for a newer one" in shown
 
 
 def test_compare_refuses_what_is_no_run(tmp_path, capsys):

@@ -80,6 +80,14 @@ def test_baselines_follow_their_dat_and_come_once():
     assert abs(train_lm.count_parameters(twin) / train_lm.count_parameters(dat) - 1) < 0.01
 
 
+def test_a_run_is_named_by_its_text_and_not_by_its_path():
+    long = dict(symbols="relative", max_distance=77, activation="swiglu", norm="rmsnorm", position="learned", bias=True)
+    for options in ({}, long):
+        one, same, other = (training.run_name(train_lm.Config(data=data, **options))
+                            for data in ("/one/a.txt", "/another/a.txt", "/one/a.json"))
+        assert one == same != other and len(one) < 120
+
+
 # ---- optimizer, schedule, randomness ----
 
 
