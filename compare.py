@@ -6,13 +6,15 @@
 import csv
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 
 import training
+from config import TransformerConfig, model_config
+from data.text import TINYSTORIES
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt                                      # noqa: E402  (after the choice of backend)
@@ -29,8 +31,10 @@ METRICS = {"val_loss": ("validation loss", "nats", False), "char_accuracy": ("ch
 LOSS_IS_PER = {"tokens": "token", "problems": "character", "images": "image"}          # by what a run counts
 
 
-# the paper's language models on TinyStories (Figure 4, Table 1): see results/paper
+# the paper's language models on TinyStories (Figure 4, Table 1): see results/paper. They differ in its columns alone
 PUBLISHED = Path(__file__).parent / "results" / "paper" / "tinystories.csv"
+THEIRS = TransformerConfig(activation="swiglu", dropout=0.1, max_len=512, n_symbols=512)
+COLUMNS = ("d_model", "n_layers", "n_heads", "n_ra", "symbols", "symmetric")
 
 
 @dataclass
@@ -117,17 +121,21 @@ def unit_of(runs):
 
 
 def published(run):
-    """Tokens read and validation loss of the paper's model of the same shape, arrays; empty if there is none.
+    """Tokens read and validation loss of the paper's model, arrays; empty if this run trains none of them.
 
-    Its curve, or its end alone. The paper's tokens are Llama's, and not the same unit as GPT-2's.
+    It does if every option of its model is theirs, and its text is the whole of TinyStories (which is told by its
+    length) in GPT-2's tokens. Theirs are Llama's, another unit. Their curve, or its end alone.
     """
-    o, n_ra = run["options"], run["options"]["n_ra"]
-    if "tinystories" not in run["facts"]["data"].lower() or run["facts"].get("tokenizer") != "gpt2":
+    if (run["facts"].get("tokenizer"), run["facts"].get("bytes")) != ("gpt2", sum(
+            file["size"] for file in TINYSTORIES.values())):
         return np.empty((2, 0))
-    named = (o["symbols"], o["symmetric"]) if n_ra else ("", "")
-    shape = [o["d_model"], o["n_layers"], o["n_heads"] - n_ra, n_ra, *named]
-    if n_ra and o["ra_type"] != "ra":
+    model = asdict(model_config({**asdict(TransformerConfig()), **run["options"]}))
+    free = (*COLUMNS, "vocab_size", "recompute", *(() if model["n_ra"] else training.RELATIONAL))
+    if model != asdict(replace(THEIRS, **{name: value for name, value in model.items() if name in free})):
         return np.empty((2, 0))
+    n_ra = model["n_ra"]
+    shape = [model["d_model"], model["n_layers"], model["n_heads"] - n_ra, n_ra,
+             *((model["symbols"], model["symmetric"]) if n_ra else ("", ""))]
     with open(PUBLISHED, newline="") as f:
         rows = [row[-2:] for row in csv.reader(f) if row[:-2] == list(map(str, shape))]
     return np.array(rows, float).reshape(-1, 2).T

@@ -61,10 +61,10 @@ def test_the_tinystories_models_are_those_of_table_1(shape):
         assert trainable(cfg) == 32_000 * d + L * (heads + relational + 3 * d * ff + 2 * d) + d + named
 
 
-def test_published_losses_are_found_by_shape():
-    def run(tokenizer="gpt2", data="tinystories", **options):
-        base = dict(d_model=64, n_layers=4, n_heads=8, n_ra=4, symbols="symbolic", symmetric=False, ra_type="ra")
-        return {"options": base | options, "facts": {"data": data, "tokenizer": tokenizer}}
+def test_published_losses_stand_beside_the_models_of_the_paper_alone():
+    def run(tokenizer="gpt2", n_bytes=1_943_728_838, **options):
+        return {"options": asdict(config("--preset=tinystories")) | options,
+                "facts": {"data": "tinystories", "tokenizer": tokenizer, "bytes": n_bytes}}
 
     tokens, losses = compare.published(run())
     assert len(tokens) == 50 and tokens[-1] == 13_107_200_000 and losses[-1] == pytest.approx(1.729, abs=1e-3)
@@ -72,5 +72,8 @@ def test_published_losses_are_found_by_shape():
                           (dict(symmetric=True), 1.744), (dict(d_model=128, n_layers=6), 1.337),
                           (dict(n_ra=0, symbols="relative"), 1.775)):  # a Transformer has no symbols
         assert compare.published(run(**options))[1][-1] == pytest.approx(loss, abs=1e-3)
-    for options in (dict(tokenizer="bytes"), dict(data="torch"), dict(n_layers=3), dict(ra_type="rca")):
+    assert compare.published(run(n_ra=0, n_symbols=7, max_steps=5, seed=3, recompute=True)).size
+    for options in (dict(tokenizer="bytes"), dict(n_bytes=10 ** 7), dict(n_layers=3), dict(ra_type="rca"), dict(d_ff=99),
+                    dict(n_symbols=7), dict(symbol_heads=2), dict(share_qk=True), dict(n_relations=8), dict(max_len=256),
+                    dict(activation="gelu"), dict(trainable_symbols=False), dict(dat_n_kv_heads=2), dict(dropout=0.2)):
         assert not compare.published(run(**options)).size
