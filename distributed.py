@@ -4,7 +4,11 @@
 
 Every process holds the whole model, reads its share of each batch, and computes that share's part of the gradient. The
 parts are summed over the processes (all_reduce), so that all take the same step as one process would on the whole
-batch. Process 0 keeps the run's folder; the others follow. Started without torchrun, there is one process and no sum.
+batch. Process 0 keeps the run's folder; the others follow, and read its checkpoint to go on: all are on one machine, or
+share its folder. Started without torchrun, there is one process and no sum.
+
+Whoever ends it, with Ctrl-C or SIGTERM, lets the step under way end and be saved if that takes less than 30 seconds:
+then torchrun kills; for larger models give it --shutdown_timeout=300.
 """
 import os
 import sys
@@ -24,9 +28,18 @@ def start():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    # gloo in any case: what `total` sums stays on the CPU
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if RANK:
         sys.stdout = open(os.devnull, "w")
+
+
+def check(device):
+    """Raises ValueError if processes would have to share a GPU."""
+    n_gpus, n_here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device.type == "cuda" and n_gpus < n_here:
+        raise ValueError(f"{n_here} processes need {n_here} GPUs, here are {n_gpus}: give torchrun "
+                         f"--nproc_per_node={n_gpus}, or --device=cpu")
 
 
 def end():
@@ -34,11 +47,11 @@ def end():
         dist.destroy_process_group()
 
 
-def total(values, device):
+def total(values):
     """The sum over all processes of each of these numbers."""
     if WORLD == 1:
         return values
-    values = torch.tensor(values, dtype=torch.float64, device=device)
+    values = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(values)
     return values.tolist()
 
@@ -54,13 +67,17 @@ def sum_gradients(model):
 class Run(training.Run):
     """A run of all processes: number 0 keeps its folder, the others take the same steps and leave no trace."""
 
+    def reusable(self):
+        # process 0 decides: by now the others may see a folder that it has begun to change
+        return total([RANK == 0 and super().reusable()])[0] > 0
+
     def begin(self, model, optimizer, device):
-        self.device = device
+        self.record["processes"] = WORLD
         if RANK == 0:
             super().begin(model, optimizer, device)
         else:
             self.model, self.optimizer, self.bar, self.lock = model, optimizer, tqdm(disable=True), open(os.devnull)
-        step = round(total([self.step], device)[0])                   # process 0 resumed there; the others say 0
+        step = round(total([self.step])[0])                   # process 0 resumed there; the others say 0
         if RANK and step:
             self.step, state = step, training.load_checkpoint(self.folder / "last.pt")
             model.load_state_dict(state["model"])
@@ -68,7 +85,7 @@ class Run(training.Run):
 
     def stopping(self):
         # a signal reaches each process at another time, and who stopped a step early would let the others wait for ever
-        return total([self.interrupted], self.device)[0] > 0
+        return total([self.interrupted])[0] > 0
 
     def save(self, name):
         if RANK == 0:

@@ -6,8 +6,10 @@ import argparse
 import difflib
 import inspect
 import itertools
+import os
 import re
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 def fail(message):
     """One line for the reader, exit status 2."""
+    if int(os.environ.get("RANK", 0)):         # set by torchrun, which ends us meanwhile if process 0 says the same
+        time.sleep(2)
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     raise SystemExit(2)
 

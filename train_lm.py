@@ -130,7 +130,7 @@ def evaluate(model, val, starts, cfg, device, dtype):
         n = (y >= 0).sum().item()                                     # the last window of a text may be shorter
         nats, n_tokens = nats + loss.item() * n, n_tokens + n
     model.train()
-    nats, n_tokens = distributed.total([nats, n_tokens], device)
+    nats, n_tokens = distributed.total([nats, n_tokens])
     return nats / n_tokens
 
 
@@ -166,7 +166,7 @@ def train(cfg, run, corpus, device, dtype):
             (loss * weight).backward()
             mean_loss += loss.item() * weight
         distributed.sum_gradients(model)
-        mean_loss, = distributed.total([mean_loss], device)
+        mean_loss, = distributed.total([mean_loss])
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or float("inf"))
         run.check(train_loss=mean_loss, gradient_norm=norm.item())    # stop before the weights are spoilt
         optimizer.step()
@@ -212,6 +212,7 @@ def main(argv=None):
             corpus.check(cfg.max_len)
             count_parameters(cfg)                                     # what cannot be built is found before training
         device, dtype, why = training.choose_device(first.device, first.dtype)
+        distributed.check(device)
         print(f"{corpus.describe()}\ndevice: {why}")
     folders = []
     for cfg in configs:

@@ -293,7 +293,7 @@ def test_a_process_without_validation_windows_adds_nothing(tiny, monkeypatch):
     cfg, = training.parse_options(train_lm.Config, argv=[*tiny, "--vocab_size=256"])
     monkeypatch.setattr(train_lm.distributed, "RANK", 1)
     monkeypatch.setattr(train_lm.distributed, "WORLD", 2)
-    monkeypatch.setattr(train_lm.distributed, "total", lambda values, device: [values[0] + 3.0, values[1] + 1])
+    monkeypatch.setattr(train_lm.distributed, "total", lambda values: [values[0] + 3.0, values[1] + 1])
     text = tokens.Tokens(torch.arange(40).numpy())
     assert train_lm.evaluate(train_lm.make_model(cfg), text, torch.tensor([0]), cfg, torch.device("cpu"),
                              torch.float32) == 3.0
