@@ -28,7 +28,7 @@ CODE = ("train_lm.py", "distributed.py", *(f"data/{name}.py" for name in ("text"
 
 @dataclass
 class Config(TransformerConfig):
-    vocab_size: int | None = None           # number of different tokens; default: the tokenizer's, see `padded`
+    vocab_size: int | None = None           # number of different tokens; default: the tokenizer's, made round
     n_symbols: int = 128                    # symbolic: size of the library; as many as the context is long (App. C.3)
     dat_n_kv_heads: int | None = None       # key/value heads in each group of a DAT; default: as n_kv_heads
     dat_bias: bool | None = None            # biases in the MLP of a DAT; default: as bias
@@ -102,7 +102,7 @@ PRESETS = {
 }
 
 
-def padded(n):
+def padded_vocab_size(n):
     """GPT-2's 50,257 tokens become 50,304: matrices whose sides are multiples of 64 are much faster on a GPU."""
     return n if n < 1000 else -(-n // 64) * 64
 
@@ -123,8 +123,8 @@ def evaluate(model, val, starts, cfg, device, dtype):
     model.eval()
     nats = n_tokens = 0
     mine = starts[distributed.RANK::distributed.WORLD]
-    for some in mine.split(cfg.micro_batch or cfg.batch_size // distributed.WORLD) if len(mine) else ():
-        x, y = val.windows(some, cfg.max_len)                         # (B, T) each
+    for part in mine.split(cfg.micro_batch or cfg.batch_size // distributed.WORLD) if len(mine) else ():
+        x, y = val.windows(part, cfg.max_len)                         # (B, T) each
         with training.autocast(device, dtype):
             _, loss = model(x.to(device), y.to(device))
         n = (y >= 0).sum().item()                                     # the last window of a text may be shorter
@@ -138,12 +138,14 @@ def train(cfg, run, corpus, device, dtype):
     """One run, from its first step or its last checkpoint to max_steps; leaves config.json, log.csv and checkpoints."""
     share = cfg.batch_size // distributed.WORLD                       # sequences of a step that this process reads
     micro = min(cfg.micro_batch or share, share)
-    with training.one_line_errors():
+    with training.one_line_errors(), training.memory_errors():
         torch.manual_seed(cfg.seed)
         model = make_model(cfg).to(device)
         optimizer = training.make_optimizer(model, cfg)
         run.begin(model, optimizer, device)
-    print(f"\n{run.folder}: {cfg.n_sa} sensory + {cfg.n_ra} relational heads, {count_parameters(cfg):,} parameters")
+    n, trained = count_parameters(cfg), sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"\n{run.folder}: {cfg.n_sa} sensory + {cfg.n_ra} relational heads, {n:,} parameters"
+          + f", {trained:,} of them trained" * (trained < n))
     forward = torch.compile(model) if cfg.compile else model
     starts = tokens.fixed_starts(len(corpus.val), cfg.max_len, cfg.eval_windows)
 
@@ -158,11 +160,11 @@ def train(cfg, run, corpus, device, dtype):
         if distributed.RANK:
             training.reseed(cfg.seed, step, distributed.RANK)         # for dropout: other sequences, other neurons
         mean_loss = 0.0
-        for some in batch[distributed.RANK * share:][:share].split(micro):
-            x, y = corpus.train.windows(some, cfg.max_len)            # (B, T) each
+        for part in batch[distributed.RANK * share:][:share].split(micro):
+            x, y = corpus.train.windows(part, cfg.max_len)            # (B, T) each
             with training.autocast(device, dtype):
                 _, loss = forward(x.to(device), y.to(device))
-            weight = len(some) / cfg.batch_size                       # of these sequences in the mean over the step's
+            weight = len(part) / cfg.batch_size                       # of these sequences in the mean over the step's
             (loss * weight).backward()
             mean_loss += loss.item() * weight
         distributed.sum_gradients(model)
@@ -176,7 +178,7 @@ def train(cfg, run, corpus, device, dtype):
             run.validated(val_loss=evaluate(model, corpus.val, starts, cfg, device, dtype))
 
 
-def say_how_it_went(run, corpus, device, dtype):
+def summarise(run, corpus, device, dtype):
     """The loss in other units, the speed, and 200 tokens from the last checkpoint: the same prompt for every run."""
     record = compare.load_run(run.folder)
     loss, speed = compare.final(record, "val_loss"), compare.speed(record)
@@ -185,11 +187,11 @@ def say_how_it_went(run, corpus, device, dtype):
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(f"{speed:,.0f} tokens/s; " + f"in each of {distributed.WORLD} processes " * (distributed.WORLD > 1)
           + flops.describe(model_config(asdict(run.cfg)), speed / distributed.WORLD, name, dtype))
-    model = make_model(run.cfg)
+    model = make_model(run.cfg).to(device)
     model.load_state_dict(training.load_checkpoint(run.folder / "last.pt")["model"])
     torch.manual_seed(0)
     prompt = corpus.val[0:16].tolist()                                # how the validation text begins
-    new = stream(model, torch.tensor([prompt]), 200, temperature=0.8, vocab_size=corpus.tokenizer.vocab_size)
+    new = stream(model, torch.tensor([prompt], device=device), 200, temperature=0.8, vocab_size=corpus.tokenizer.vocab_size)
     text = corpus.tokenizer.decode([*prompt, *(token.item() for token in new)]).decode(errors="replace")
     print(f"--- a sample ---\n{text}\n---")
 
@@ -206,7 +208,7 @@ def main(argv=None):
         if first.vocab_size is not None and first.vocab_size < needed:
             raise ValueError(f"vocab_size={first.vocab_size}: {corpus.tokenizer.name} has {needed} tokens")
         # the same text in another place is the same: its name and checksum tell runs apart, and not its path
-        configs = [replace(cfg, data=corpus.name, vocab_size=cfg.vocab_size or padded(needed)) for cfg in configs]
+        configs = [replace(cfg, data=corpus.name, vocab_size=cfg.vocab_size or padded_vocab_size(needed)) for cfg in configs]
         configs = training.with_baselines(configs, count_parameters)
         for cfg in configs:
             corpus.check(cfg.max_len)
@@ -225,7 +227,7 @@ def main(argv=None):
             with training.memory_errors(min(cfg.micro_batch or share, share)):
                 train(cfg, run, corpus, device, dtype)
             if distributed.RANK == 0:
-                say_how_it_went(run, corpus, device, dtype)
+                summarise(run, corpus, device, dtype)
         folders.append(run.folder)
     if distributed.RANK == 0:
         compare.report(folders, Path(first.out_dir))

@@ -80,13 +80,18 @@ def autocast(device, dtype):
 
 
 @contextmanager
-def memory_errors(n_sequences):
-    """Around a forward and backward pass on so many sequences: want of memory ends the script in one line."""
+def memory_errors(n_sequences=None):
+    """Around steps on so many sequences at a time, or None: around the making of the model.
+
+    Want of memory ends the script in one line, which says what helps.
+    """
     try:
         yield
     except RuntimeError as error:                                     # a GPU's has a type of its own, a CPU's has not
-        if not re.search("out of memory|can't allocate memory", str(error)):
+        if not re.search("out of memory|can't allocate memory|not enough memory", str(error)):
             raise
+        if n_sequences is None:
+            fail("out of memory before the first step: make the model smaller (--d_model, --n_layers)")
         fail(f"out of memory with {n_sequences} sequences at a time: halve them with --micro_batch={n_sequences // 2}"
              if n_sequences > 1 else "out of memory with one sequence at a time: give --recompute, or a smaller model")
 

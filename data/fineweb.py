@@ -29,8 +29,8 @@ def find(data, data_dir, n_shards=None):
         folder = Path(data).expanduser()
         val, train = (sorted(folder.glob(pattern)) for pattern in ("*val*.bin", "*train*.bin"))
         if len(val) != 1 or len(train) < (n_shards or 1):
-            raise ValueError(f"{folder} has {len(val)} shards *val*.bin and {len(train)} shards *train*.bin: it must "
-                             f"have one and {n_shards or 'at least one'}")
+            raise ValueError(f"{folder} has {len(val)} shards *val*.bin and {len(train)} shards *train*.bin: give "
+                             f"one of the first and {n_shards or 'some'} of the second kind")
         return folder.name, val + train[:n_shards]
     n_shards = n_shards or N_SHARDS
     if n_shards > N_SHARDS:

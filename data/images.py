@@ -134,8 +134,8 @@ class Images:
         images, labels = self.parts["train"]
         for step in itertools.count(first_step):
             rows = torch.from_numpy(rows_of(step, len(labels), batch_size * grad_accum, seed)).to(labels.device)
-            for some in rows.split(batch_size):
-                yield images[some], labels[some]
+            for chosen in rows.split(batch_size):
+                yield images[chosen], labels[chosen]
 
     def batches(self, part, batch_size):
         """Once through "val" or "test", in order."""

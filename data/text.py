@@ -104,10 +104,10 @@ def torch_source():
 
 
 def tinystories(folder, first_mb):
-    """Both files; of the training file only so much is fetched as is read."""
+    """Both files; of the training file only so much is fetched as is read, unless all of it is there."""
     train, val = TINYSTORIES
     val = download(f"{STORIES}/{val}", folder / val, **TINYSTORIES[val])
-    if not first_mb or first_mb * 10 ** 6 >= TINYSTORIES[train]["size"]:
+    if not first_mb or first_mb * 10 ** 6 >= TINYSTORIES[train]["size"] or (folder / train).exists():
         return whole(download(f"{STORIES}/{train}", folder / train, **TINYSTORIES[train])), whole(val)
     path = folder / f"TinyStories-train-first{first_mb}MB.txt"
     download(f"{STORIES}/{train}", path, first=first_mb * 10 ** 6, size=TINYSTORIES[train]["size"], check=has_an_end)
@@ -154,8 +154,8 @@ def split(path):
     return Part(path, 0, cut), Part(path, cut, size)
 
 
-def pieces(part, bar=None):
-    """Yields the text piece by piece, and None where a document ends; `bar` counts the bytes read.
+def pieces(part, seen=lambda block: None):
+    """Yields the text piece by piece, and None where a document ends; `seen` is called with all bytes, block by block.
 
     Raises ValueError if the text is not UTF-8. The white space around <|endoftext|> is no part of the documents.
     """
@@ -177,5 +177,4 @@ def pieces(part, bar=None):
             if document:
                 yield document
         text = text[cut:]
-        if bar is not None:
-            bar.update(len(block))
+        seen(block)

@@ -64,10 +64,16 @@ class BytePairs:
         return self.encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count())
 
     def decode(self, tokens):
-        return self.encoding.decode_bytes(tokens)
+        return b"".join(map(self.bytes_of, tokens))
+
+    def bytes_of(self, token):
+        try:
+            return self.encoding.decode_single_token_bytes(token)
+        except KeyError:                       # the numbers have gaps in cl100k_base and later ones; an early model errs
+            return "\ufffd".encode()
 
 
-def load_tokenizer(name, data_dir="data/cache", alphabet=None):
+def load_tokenizer(name, data_dir="data/cache", alphabet=""):
     """"bytes", "chars" (over the string `alphabet`), or one of tiktoken's encodings, whose files come into data_dir.
 
     Raises ValueError, in one line, for an unknown name or files that cannot be had.
@@ -88,4 +94,4 @@ def load_tokenizer(name, data_dir="data/cache", alphabet=None):
     except requests.RequestException as error:
         url = getattr(error.request, "url", "its host")
         raise ValueError(f"could not fetch the tokenizer {name} from {url}: connect once, or set TIKTOKEN_CACHE_DIR to "
-                         f"a folder that has its files, or give --tokenizer=bytes") from None
+                         f"a folder that has its files; to learn from a text without it: --tokenizer=bytes") from None

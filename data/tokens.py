@@ -24,6 +24,7 @@ from data.tokenizers import load_tokenizer
 
 BATCH = 1 << 22                                # characters that are encoded at a time
 FILES = "train.bin", "val.bin"
+VERSION = 1                                    # of the tokens on disk: to be raised when other code would write others
 
 
 class Tokens:
@@ -73,8 +74,10 @@ class Corpus:
 
     def describe(self):
         """What is read, and a warning where its losses cannot be compared with the README's."""
+        whole = "bytes" in self.facts                                  # of shards only their beginnings were looked at
         line = (f"data: {self.name}, {len(self.train):,} + {len(self.val):,} tokens ({self.tokenizer.name}, "
-                f"{self.facts['bytes_per_token']:.2f} bytes each), SHA-256 {self.facts['sha256'][:16]}...")
+                f"{self.facts['bytes_per_token']:.2f} bytes each" + ", by the first 10 million of the latter" * (not whole)
+                + f"), {'SHA-256' if whole else 'checksum of the beginnings'} {self.facts['sha256'][:16]}...")
         if self.name == "torch" and self.facts["sha256"] != text.REFERENCE:
             line += (f"\n      not the corpus of torch 2.13.0 (this is torch {torch.__version__}): "
                      f"its losses do not compare with the README's")
@@ -107,13 +110,14 @@ def load(data, tokenizer, data_dir, *, first_mb=None, n_shards=None):
     # first of all: without a tokenizer nothing need be downloaded. That of characters is made from the text
     tokenizer = None if tokenizer == "chars" else load_tokenizer(tokenizer, data_dir)
     name, *parts = text.find(data, data_dir, first_mb)
-    identity = json.dumps([tokenizer.name if tokenizer else "chars", *(part.identity() for part in parts)])
-    key = f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    identity = [part.identity() for part in parts]
+    text_and_how = json.dumps([VERSION, tokenizer.name if tokenizer else "chars", *identity])
+    key = f"{name}-{hashlib.sha256(text_and_how.encode()).hexdigest()[:12]}"
     folder = Path(data_dir) / "tokens" / re.sub(r"[^\w.-]+", "_", key)
     if not folder.exists():
         with locked(folder.parent):
             if not folder.exists():                                    # else made by the process we waited for
-                tokenise(name, parts, tokenizer or load_tokenizer("chars", alphabet=alphabet(parts)), folder)
+                tokenise(name, parts, tokenizer or load_tokenizer("chars", alphabet=alphabet(parts)), folder, identity)
     return mapped(name, folder, tokenizer)
 
 
@@ -126,29 +130,35 @@ def alphabet(parts):
     return "".join(sorted(found))
 
 
-def tokenise(name, parts, tokenizer, folder):
-    """Writes the tokens of both parts, and meta.json, into `folder`, which is there when they are whole."""
+def tokenise(name, parts, tokenizer, folder, identity):
+    """Writes the tokens of both parts, and meta.json, into `folder`, which is there when they are whole.
+
+    Raises ValueError if in the end the parts are not those of which `identity` was taken: a file was changed meanwhile.
+    """
     temporary = folder.with_name(folder.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)                       # left by a process that was killed
     temporary.mkdir()
     dtype = "uint16" if tokenizer.vocab_size <= 2 ** 16 else "uint32"
     digest, counts = hashlib.sha256(), {}
     with tqdm(total=sum(map(len, parts)), desc=f"{name} to tokens", unit="B", unit_scale=True, disable=None) as bar:
+        def seen(block):
+            digest.update(block)
+            bar.update(len(block))
         for file, part in zip(FILES, parts):
-            counts[file] = write_tokens(part, tokenizer, temporary / file, dtype, bar)
-            for block in part.blocks():
-                digest.update(block)
+            counts[file] = write_tokens(text.pieces(part, seen), tokenizer, temporary / file, dtype)
+    if [part.identity() for part in parts] != identity:
+        raise ValueError(f"{name} changed while it became tokens: start again when it is written")
     meta = {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest(), "dtype": dtype, "tokens_and_bytes": counts,
             "alphabet": getattr(tokenizer, "alphabet", None)}
     (temporary / "meta.json").write_text(json.dumps(meta))
     os.replace(temporary, folder)
 
 
-def write_tokens(part, tokenizer, path, dtype, bar):
+def write_tokens(pieces, tokenizer, path, dtype):
     """-> the number of tokens, and of the bytes of text that they stand for."""
     n_tokens = n_bytes = 0
     with open(path, "wb") as file:
-        for batch in batches(text.pieces(part, bar)):
+        for batch in batches(pieces):
             encoded = iter(tokenizer.encode_batch([piece for piece in batch if piece is not None]))
             for piece in batch:
                 tokens = np.asarray([tokenizer.end] if piece is None else next(encoded)).astype(dtype)

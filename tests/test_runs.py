@@ -315,16 +315,20 @@ def test_micro_batches_take_the_step_of_the_whole_batch(tiny, tmp_path, only_run
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), RuntimeError(
     "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")])
 def test_out_of_memory_says_to_halve_the_micro_batch(error, tiny, capsys, monkeypatch):
-    def forward(self, idx, targets=None, caches=None):
+    def refused(self, *args):
         raise error
-    monkeypatch.setattr(train_lm, "evaluate", lambda *args: 1.0)
-    monkeypatch.setattr(LanguageModel, "forward", forward)
-    for options, says in ([["--batch_size=8"], "--micro_batch=4"], [["--batch_size=8", "--micro_batch=2"], "--micro_batch=1"],
-                          [["--batch_size=1"], "--recompute"]):
+    with monkeypatch.context() as m:                                   # there it would not help
+        m.setattr(LanguageModel, "to", refused)
+        with pytest.raises(SystemExit):
+            train_lm.main(tiny)
+        assert "make the model smaller" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    monkeypatch.setattr(LanguageModel, "forward", refused)
+    for options, says in ([["--batch_size=8"], "--micro_batch=4"], [["--batch_size=1"], "--recompute"],
+                          [["--batch_size=8", "--micro_batch=2", "--seed=2"], "--micro_batch=1"]):
         with pytest.raises(SystemExit) as stop:
             train_lm.main([*tiny, *options])
         said = capsys.readouterr().err
         assert stop.value.code == 2 and said.count("\n") == 1 and says in said
     monkeypatch.setattr(LanguageModel, "forward", lambda *args: 1 / 0)  # other errors stay what they are
     with pytest.raises(ZeroDivisionError):
-        train_lm.main(tiny)
+        train_lm.main([*tiny, "--seed=3"])

@@ -93,6 +93,15 @@ def test_documents_end_where_they_end_whatever_the_size_of_the_pieces(chunk, tmp
     assert "".join(text.pieces(text.whole(path))) == "".join(STORIES)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 10_000])
+def test_line_ends_of_windows_stay_as_they_are(chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "CHUNK", chunk)
+    content = b"One.\r\n\r\nTwo\r\n<|endoftext|>\r\nThree,\r\nfour.\r\n"
+    written(tmp_path / "train.txt", content), written(tmp_path / "val.txt", content)
+    for name in ("bytes", "chars"):
+        assert decoded(tokens.load(str(tmp_path), name, tmp_path)) == [b"One.\r\n\r\nTwo\0Three,\r\nfour.\r\n"] * 2
+
+
 @pytest.mark.parametrize("name", PATTERNS)
 def test_no_token_reaches_across_a_cut(name):
     """Random texts, cut wherever that may be, fall into the same words as the whole, from which tokens are made."""
@@ -161,9 +170,19 @@ def test_a_tokenizer_comes_back_from_its_tokens_and_says_what_it_does_not_know(t
         Characters("abc").encode("axby")
     with pytest.raises(ValueError, match="did you mean gpt2"):
         load_tokenizer("gtp2")
+    with pytest.raises(ValueError, match="alphabet has no 'a'"):
+        load_tokenizer("chars").encode("a")
     corpus = tokens.load(written(tmp_path / "t.txt", "to be or not to be"), "chars", tmp_path)
     assert corpus.facts["alphabet"] == corpus.tokenizer.alphabet == " benort"       # enough to read a checkpoint with
     assert tokens.load(str(tmp_path / "t.txt"), "chars", tmp_path).tokenizer.alphabet == " benort"     # from the disk
+
+
+def test_numbers_that_no_token_has_are_shown_as_such():
+    bytes_and_end = tokenizers.tiktoken.Encoding("x", pat_str=r"\S+|\s+", special_tokens={"<|endoftext|>": 300},
+                                                 mergeable_ranks={bytes([i]): i for i in range(256)})
+    tokenizer = tokenizers.BytePairs(bytes_and_end)
+    assert (tokenizer.vocab_size, tokenizer.end) == (301, 300)
+    assert tokenizer.decode([*"Où".encode(), 270, *b"?"]).decode() == "Où\ufffd?"
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path):
@@ -173,7 +192,8 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
         def encode_batch(self, texts):
             return [[ord(c) + 2 ** 16 - 100 for c in text] for text in texts]
     path = Path(written(tmp_path / "t.txt", "abcdé" * 3))
-    tokens.tokenise("t", text.split(path), Large(), tmp_path / "t")
+    parts = text.split(path)
+    tokens.tokenise("t", parts, Large(), tmp_path / "t", [part.identity() for part in parts])
     corpus = tokens.mapped("t", tmp_path / "t", Large())
     assert corpus.train[0:3].tolist() == [ord(c) + 2 ** 16 - 100 for c in "abc"] and max(corpus.train[0:5]) > 2 ** 16
 
@@ -190,6 +210,22 @@ def test_a_text_is_tokenised_once_and_again_only_when_it_changed(tmp_path, monke
     os.utime(path, ns=(1, 1))
     assert decoded(tokens.load(path, "bytes", tmp_path))[0].startswith(b"to be or to be")
     assert len(decoded(tokens.load(path, "bytes", tmp_path, first_mb=1))[0]) == 855
+    with monkeypatch.context() as m:
+        m.setattr(tokens, "VERSION", 2)
+        m.setattr(tokens, "tokenise", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tokens.load(path, "bytes", tmp_path)
+
+
+def test_a_text_that_changes_while_it_becomes_tokens_is_not_kept(tmp_path, monkeypatch):
+    path = written(tmp_path / "t.txt", "to be or not to be " * 50)
+    with monkeypatch.context() as m:
+        write = tokens.write_tokens
+        m.setattr(tokens, "write_tokens", lambda *args: os.utime(path, ns=(1, 1)) or write(*args))
+        with pytest.raises(ValueError, match="t.txt changed while it became tokens: start again"):
+            tokens.load(path, "bytes", tmp_path)
+    assert {p.suffix for p in (tmp_path / "tokens").glob("t.txt-*")} == {".part"}
+    assert b"".join(decoded(tokens.load(path, "bytes", tmp_path))) == Path(path).read_bytes()
 
 
 def test_a_failure_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
@@ -294,7 +330,11 @@ def test_tinystories_come_whole_or_the_first_megabytes(stories, tmp_path, server
     corpus = tokens.load("tinystories", "bytes", tmp_path)
     assert corpus.facts["bytes"] == 2 * len(stories) and not list(tmp_path.glob("*.part"))
     asked = len(server.requests)
+    part_of_all = tokens.load("tinystories", "bytes", tmp_path, first_mb=1)
+    assert len(server.requests) == asked                               # all of it was there
+    (tmp_path / "TinyStories-train.txt").unlink()
     corpus = tokens.load("tinystories", "bytes", tmp_path, first_mb=1)
+    assert corpus.facts == part_of_all.facts and decoded(corpus) == decoded(part_of_all)
     request, = server.requests[asked:]
     assert request["range"] == "bytes=0-999999" and (tmp_path / "TinyStories-train-first1MB.txt").stat().st_size == 10 ** 6
     learnt = decoded(corpus)[0].decode()                               # up to the last whole story
@@ -372,7 +412,8 @@ def test_a_folder_of_shards_is_a_corpus(tmp_path):
     assert corpus.train[0:len(corpus.train)].tolist() == [50256, *stories[1], 50256, *stories[2]]
     assert corpus.facts["bytes_per_token"] == len(STORIES[0].encode()) / (1 + len(stories[0]))
     assert len(tokens.load(str(tmp_path), "auto", tmp_path, n_shards=1).train) == 1 + len(stories[1])
-    with pytest.raises(ValueError, match="it must have one and 3"):
+    assert "by the first 10 million of the latter), checksum of the beginnings" in corpus.describe()
+    with pytest.raises(ValueError, match="give one of the first and 3 of the second kind"):
         tokens.load(str(tmp_path), "auto", tmp_path, n_shards=3)
     with pytest.raises(ValueError, match="comes as tokens of gpt2"):
         tokens.load(str(tmp_path), "bytes", tmp_path)

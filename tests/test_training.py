@@ -111,6 +111,21 @@ def test_the_schedule_warms_up_and_ends_where_it_should():
     assert {training.learning_rate(step, cfg) for step in (10, 50, 110)} == {1.0}
 
 
+def test_recompute_changes_no_loss_and_no_gradient():
+    """With what draws random numbers in the backward pass anew: dropout; and with symbols that depend on two places."""
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = LanguageModel(TransformerConfig(vocab_size=11, d_model=16, n_layers=2, n_heads=2, n_ra=1, max_len=8,
+                                                symbols="relative", dropout=0.3, recompute=recompute))
+        idx = torch.randint(11, (3, 9))
+        loss = model(idx[:, :-1], idx[:, 1:])[1]
+        loss.backward()
+        results.append([loss, *(p.grad for p in model.parameters())])
+    for without, recomputed in zip(*results):
+        torch.testing.assert_close(recomputed, without, rtol=0, atol=0)
+
+
 def test_batches_are_a_function_of_seed_and_step():
     def draw(seed, step, rank=0):
         training.reseed(seed, step, rank)
