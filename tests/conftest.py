@@ -1,8 +1,10 @@
 """What several tests share: a run that takes a second."""
 import os
+from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import relational_attention
@@ -12,6 +14,13 @@ TINY = ["--d_model=16", "--n_layers=1", "--n_heads=2", "--n_ra=1", "--max_len=16
 
 if "DAT_TEST_DATA" in os.environ:              # GPT-2's tokenizer is there, too, and need not be fetched
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", os.path.join(os.environ["DAT_TEST_DATA"], "data", "tiktoken_cache"))
+
+
+@pytest.fixture(autouse=True)
+def blank_figures(request, monkeypatch):
+    """To lay out and write a figure takes longer than a small run: files stay empty but in tests marked `figures`."""
+    if "figures" not in request.keywords:
+        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
 
 
 @pytest.fixture

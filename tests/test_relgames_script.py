@@ -24,15 +24,6 @@ ROOT = Path(__file__).parent.parent
 TINY = ["--d_model=16", "--d_ff=16", "--epochs=2", "--train_size=20", "--test_size=30", "--device=cpu"]
 
 
-@pytest.fixture
-def run(tmp_path):
-    """A function that runs the script in a process of its own and returns it, finished."""
-    def run(*arguments):
-        return subprocess.run([sys.executable, "train_relgames.py", *TINY, f"--out_dir={tmp_path / 'out'}", *arguments],
-                              cwd=ROOT, capture_output=True, text=True, timeout=200)
-    return run
-
-
 def results(folder):
     """{cell: what came out, time apart}."""
     cells = {path.stem: json.loads(path.read_text()) for path in (folder / "cells").glob("*.json")}
@@ -124,9 +115,12 @@ def test_wrong_wishes_about_files_are_clear_errors(files, options, words):
         train_relgames.split(Config(**{**dict(task="between", data=str(files), train_size=10), **options}))
 
 
-def test_an_error_in_a_worker_is_one_line(run, files, tmp_path):
-    done = run("--task=between", f"--data={files}", "--seed=1", "--n_ra=2", "--baseline=False", "--train_size=90")
-    assert done.returncode == 2 and "train_size=90: only 70 images" in done.stderr and done.stderr.count("\n") == 1
+def test_an_error_in_a_worker_is_one_line(files, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_relgames.main([*TINY, "--task=between", f"--data={files}", "--seed=1", "--n_ra=2", "--baseline=False",
+                             "--train_size=90", f"--out_dir={tmp_path / 'out'}"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "train_size=90: only 70 images" in error and error.count("\n") == 1
     assert results(tmp_path / "out") == {}
 
 
@@ -189,19 +183,18 @@ def test_a_loss_that_is_not_finite_is_an_error():
 
 # ---- many cells ------------------------------------------------------------------------------------------------------
 
-def test_what_is_finished_is_not_run_again(run, tmp_path):
-    command = ("--seed=1", "--n_ra=2", "--workers=2")
-    first = run(*command)
-    assert first.returncode == 0 and "2 cells, 0 of them finished before" in first.stdout
+@pytest.mark.figures
+def test_what_is_finished_is_not_run_again(here, tmp_path, capsys):
+    assert here() == 2 and "2 cells, 0 of them finished before" in capsys.readouterr().out
     before = results(tmp_path / "out")
-    assert "2 cells, 2 of them finished before" in run(*command).stdout
+    assert here() == 0 and "2 cells, 2 of them finished before" in capsys.readouterr().out
     path = tmp_path / "out/cells/sa0_ra2_seed1-d_model=16-d_ff=16-train_size=20-test_size=30-epochs=2.json"
     path.write_text(path.read_text()[:100])                             # damaged: as good as none
-    assert "2 cells, 1 of them finished before" in run(*command).stdout
+    assert here() == 1 and "2 cells, 1 of them finished before" in capsys.readouterr().out
     assert results(tmp_path / "out") == before
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "code": "other"}))            # computed by other code
-    assert "2 cells, 1 of them finished before" in run(*command, "--paper").stdout
+    assert here("--paper") == 1
     assert results(tmp_path / "out") == before
     for name in ("learning_curves.png", "hexos.png", "stripes.png", "table.md", "results.csv"):
         assert (tmp_path / "out" / name).stat().st_size > 100, name
@@ -272,7 +265,7 @@ def alive(pid):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_kill_loses_only_the_cells_in_flight_and_leaves_no_process_behind(run, tmp_path, how):
+def test_a_kill_loses_only_the_cells_in_flight_and_leaves_no_process_behind(here, tmp_path, how):
     command = ["--seed=1", "--n_ra=2,1", "--workers=2", "--train_size=20,400"]
     process = subprocess.Popen([sys.executable, "train_relgames.py", *TINY, f"--out_dir={tmp_path / 'out'}", *command,
                                 "--epochs=10"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -292,8 +285,7 @@ def test_a_kill_loses_only_the_cells_in_flight_and_leaves_no_process_behind(run,
     n = len(results(tmp_path / "out"))
     assert 1 <= n < 6
     if how == signal.SIGKILL:
-        done = run(*command, "--epochs=10")
-        assert f"6 cells, {n} of them finished before" in done.stdout and len(results(tmp_path / "out")) == 6
+        assert here(*command, "--epochs=10") == 6 - n and len(results(tmp_path / "out")) == 6
 
 
 def slow(number, step_done):
@@ -305,7 +297,7 @@ def slow(number, step_done):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX")
 def test_a_worker_that_is_killed_is_a_clear_error(tmp_path):
     jobs = {tmp_path / f"{i}.json": (i,) for i in range(2)}
-    done = sweep.run(slow, jobs, 2, workers=2)
+    done = sweep.run(slow, jobs, 2, workers=1)
     path, result = next(done)
     assert result == {"number": 0} and sweep.load(path) == result
     for worker in multiprocessing.active_children():

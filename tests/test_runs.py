@@ -35,6 +35,7 @@ def assert_same_outcome(one, two):
     assert all(torch.equal(moments[i][k], moments2[i][k]) for i in moments for k in moments[i])
 
 
+@pytest.mark.figures
 def test_a_run_leaves_its_trace(tiny, tmp_path, only_run, capsys):
     train_lm.main([*tiny, "--max_steps=20", "--eval_every=10", "--log_every=5", "--seed=3"])
     folder = only_run()
@@ -106,8 +107,7 @@ def test_resume_after_kill_9_equals_an_uninterrupted_run(tiny, tmp_path, only_ru
     """In a process of its own, killed without warning at whatever point it happens to be."""
     args = [*tiny, "--max_steps=200", "--eval_every=20", "--log_every=4"]
     command = [sys.executable, str(Path(train_lm.__file__)), *args]
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    process = subprocess.Popen(command, **quiet)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list((tmp_path / "out").glob("*/best.pt")):
         time.sleep(0.01)
     log = only_run() / "log.csv"
@@ -115,7 +115,7 @@ def test_resume_after_kill_9_equals_an_uninterrupted_run(tiny, tmp_path, only_ru
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL, "it had finished before it could be killed: raise max_steps"
-    subprocess.run([*command, "--resume"], check=True, **quiet)
+    train_lm.main([*args, "--resume"])
     resumed = outcome(only_run())
     (tmp_path / "out").rename(tmp_path / "resumed")
     train_lm.main(args)

@@ -90,6 +90,7 @@ def test_the_figures_are_those_of_a_loop_over_single_problems():
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.figures
 def test_a_plain_run_trains_both_scores_them_and_is_reused(tmp_path, capsys, monkeypatch):
     args = [*TINY, f"--out_dir={tmp_path}"]
     train_seq2seq.main(args)
@@ -153,6 +154,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert rows == resumed
 
 
+@pytest.mark.figures
 def test_several_modules_are_drawn_side_by_side(tmp_path, monkeypatch, capsys):
     figures = []
     monkeypatch.setattr(accuracy_curves.plt, "close", figures.append)

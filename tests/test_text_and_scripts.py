@@ -70,6 +70,7 @@ def test_student_t_points_cut_off_one_fortieth():
     assert compare.half_interval(values) == pytest.approx(4.303 * math.sqrt(7 / 3) / math.sqrt(3))
 
 
+@pytest.mark.figures
 def test_the_table_says_what_may_be_concluded(tmp_path, capsys):
     base = [1.50, 1.60, 1.55]
     for seed, loss in enumerate(base, 1):

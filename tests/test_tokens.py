@@ -266,9 +266,9 @@ def test_kill_9_and_two_at_once_leave_whole_tokens_or_none(tmp_path):
         time.sleep(0.01)
     process.kill()
     assert process.wait() != 0 and not [p for p in (tmp_path / "cache" / "tokens").glob("t.txt-*") if p.suffix != ".part"]
-    three = [subprocess.Popen(command, **quiet) for _ in range(3)]
+    two = [subprocess.Popen(command, **quiet) for _ in range(2)]
     size = len(Path(path).read_bytes()) * 9 // 10
-    assert [process.communicate()[0].strip() for process in three] == [str(size)] * 3
+    assert [process.communicate()[0].strip() for process in two] == [str(size)] * 2
     assert b"".join(decoded(tokens.load(path, "bytes", tmp_path / "cache"))) == Path(path).read_bytes()
 
 

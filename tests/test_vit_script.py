@@ -194,6 +194,7 @@ def test_augmentation_is_for_training_alone(monkeypatch):
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.figures
 def test_a_plain_run_trains_both_looks_at_the_test_images_once_and_is_reused(tmp_path, capsys, monkeypatch):
     args = [*TINY, f"--out_dir={tmp_path}"]
     looks = []
