@@ -3,6 +3,7 @@ import hashlib
 import os
 import threading
 from collections import Counter
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,17 +23,15 @@ LINES += [{(i, i) for i in range(3)}, {(i, 2 - i) for i in range(3)}]
 
 def parse(image):
     """Image -> {(row, column): (mask, colours)} of the cells that are not empty; fails on anything out of place."""
+    cells = image.reshape(3, 12, 3, 12, 3).swapaxes(1, 2)               # (row, column, 12, 12, 3)
+    inside = cells[:, :, 1:10, 1:10]
+    assert cells.sum(dtype=int) == inside.sum(dtype=int), "paint outside the 9 x 9 pixels of an object"
+    blocks = inside[:, :, ::3, ::3]                                     # (row, column, 3, 3, 3)
+    assert np.array_equal(inside, blocks.repeat(3, 2).repeat(3, 3)), "not blocks of 3 x 3 pixels"
     objects = {}
-    for r in range(3):
-        for c in range(3):
-            cell = image[12 * r:12 * r + 12, 12 * c:12 * c + 12]
-            inside = cell[1:10, 1:10]
-            assert cell.sum(dtype=int) == inside.sum(dtype=int), "paint outside the 9 x 9 pixels of an object"
-            blocks = inside[::3, ::3]
-            assert np.array_equal(inside, np.kron(blocks, np.ones((3, 3, 1), np.uint8))), "not blocks of 3 x 3 pixels"
-            if blocks.any():
-                colours = tuple(map(tuple, blocks.reshape(9, 3).tolist()))
-                objects[r, c] = (tuple(any(colour) for colour in colours), colours)
+    for r, c in np.argwhere(blocks.any((2, 3, 4))).tolist():
+        colours = tuple(map(tuple, blocks[r, c].reshape(9, 3).tolist()))
+        objects[r, c] = (tuple(any(colour) for colour in colours), colours)
     return objects
 
 
@@ -107,6 +106,7 @@ def unlike(a, b):
         a[0] == b[0], max(a[1]) == max(b[1])]
 
 
+@lru_cache(maxsize=None)
 def free_shape(mask):
     """The same for all rotations and reflections of a mask."""
     grid = np.array(mask).reshape(3, 3)
