@@ -286,7 +286,7 @@ def report(folders, out_dir, draw=draw):
     groups = group_runs(finished)
     text = table(groups) if finished else "no finished run yet"
     if repeated := len(finished) - sum(map(len, groups.values())):
-        text += f"\n\nleft out, for a newer one with the same options, data and seed: {repeated} of {len(finished)} runs"
+        text += f"\n\nleft out, for a newer one of the same options, data and seed: {repeated} of {len(finished)} runs"
     if len(finished) < len(runs):
         text += f"\n\nnot finished, drawn but not counted: {len(runs) - len(finished)} of {len(runs)} runs"
     (out_dir / "table.md").write_text(text + "\n")

@@ -191,7 +191,8 @@ def summarise(run, corpus, device, dtype):
     model.load_state_dict(training.load_checkpoint(run.folder / "last.pt")["model"])
     torch.manual_seed(0)
     prompt = corpus.val[0:16].tolist()                                # how the validation text begins
-    new = stream(model, torch.tensor([prompt], device=device), 200, temperature=0.8, vocab_size=corpus.tokenizer.vocab_size)
+    new = stream(model, torch.tensor([prompt], device=device), 200, temperature=0.8,
+                 vocab_size=corpus.tokenizer.vocab_size)
     text = corpus.tokenizer.decode([*prompt, *(token.item() for token in new)]).decode(errors="replace")
     print(f"--- a sample ---\n{text}\n---")
 
@@ -205,10 +206,11 @@ def main(argv=None):
         corpus = tokens.load(first.data, first.tokenizer, first.data_dir, first_mb=first.first_mb,
                              n_shards=first.n_shards)
         needed = corpus.tokenizer.vocab_size
-        if first.vocab_size is not None and first.vocab_size < needed:
-            raise ValueError(f"vocab_size={first.vocab_size}: {corpus.tokenizer.name} has {needed} tokens")
+        vocab_size = first.vocab_size or padded_vocab_size(needed)
+        if vocab_size < needed:
+            raise ValueError(f"vocab_size={vocab_size}: {corpus.tokenizer.name} has {needed} tokens")
         # the same text in another place is the same: its name and checksum tell runs apart, and not its path
-        configs = [replace(cfg, data=corpus.name, vocab_size=cfg.vocab_size or padded_vocab_size(needed)) for cfg in configs]
+        configs = [replace(cfg, data=corpus.name, vocab_size=vocab_size) for cfg in configs]
         configs = training.with_baselines(configs, count_parameters)
         for cfg in configs:
             corpus.check(cfg.max_len)

@@ -69,7 +69,7 @@ class BytePairs:
     def bytes_of(self, token):
         try:
             return self.encoding.decode_single_token_bytes(token)
-        except KeyError:                       # the numbers have gaps in cl100k_base and later ones; an early model errs
+        except KeyError:                       # the numbers have gaps in cl100k_base and its successors
             return "\ufffd".encode()
 
 

@@ -76,8 +76,9 @@ class Corpus:
         """What is read, and a warning where its losses cannot be compared with the README's."""
         whole = "bytes" in self.facts                                  # of shards only their beginnings were looked at
         line = (f"data: {self.name}, {len(self.train):,} + {len(self.val):,} tokens ({self.tokenizer.name}, "
-                f"{self.facts['bytes_per_token']:.2f} bytes each" + ", by the first 10 million of the latter" * (not whole)
-                + f"), {'SHA-256' if whole else 'checksum of the beginnings'} {self.facts['sha256'][:16]}...")
+                f"{self.facts['bytes_per_token']:.2f} bytes each"
+                + ("), SHA-256" if whole else ", by the first 10 million of the latter), checksum of the beginnings")
+                + f" {self.facts['sha256'][:16]}...")
         if self.name == "torch" and self.facts["sha256"] != text.REFERENCE:
             line += (f"\n      not the corpus of torch 2.13.0 (this is torch {torch.__version__}): "
                      f"its losses do not compare with the README's")

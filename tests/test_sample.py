@@ -1,4 +1,4 @@
-"""sample.py as a user meets it: text from a run's checkpoint or a published one, from a prompt or a file, as it is made."""
+"""sample.py as a user meets it: text from a run's checkpoint or a published one, as it is made."""
 import io
 import itertools
 import os
