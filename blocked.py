@@ -8,8 +8,8 @@ H R p n^2 multiplications, although relations are the same for all heads. Comput
     o_hi   =  sum_j alpha_hij v_hj                H d_h n^2               v_j = s_j W_s
     a_hi   =  m_hi W_r_h + o_hi
 
-These alpha and r are n x n, so they are made for one block of queries, used and forgotten. Only m and o are kept, and the
-backward pass makes each block again. Write x' for the derivative of the loss by x; given m' and o' it is
+These alpha and r are n x n, so they are made for one block of queries, used and forgotten. Only m and o are kept, and
+the backward pass makes each block again. Write x' for the derivative of the loss by x; given m' and o' it is
 
     alpha'_hij  =  sum_l m'_hil r_lij + <o'_hi, v_hj>                  r'_lij  =  sum_h m'_hil alpha_hij
     score'_hij  =  alpha_hij (alpha'_hij - D_hi)                       D_hi    =  sum_j alpha_hij alpha'_hij
@@ -64,8 +64,8 @@ class Blocks(torch.autograd.Function):
     def forward(ctx, q, k, v, q_rel, k_rel, hidden, causal, dropout, seed, relative):
         B, H, T, _ = q.shape
         o, m = q.new_empty(B, H, T, v.size(-1)), q.new_empty(B, T, H, q_rel.size(1))
-        for b, i, j, _, dropped, r, _ in each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
-            w, of = (by_offset(dropped), offsets(i, j, T)) if relative else (dropped, j)
+        for b, i, j, _, dropped, r, room in each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
+            w, of = (by_offset(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
             o[b, :, i] = product(w, v[b % len(v), :, of])                          # sum_j alpha_hij v_hj
             torch.bmm(dropped.transpose(0, 1), r.permute(1, 2, 0), out=m[b, i])    # sum_j alpha_hij r_lij
         ctx.save_for_backward(q, k, v, q_rel, k_rel, hidden, o, m)
@@ -80,41 +80,41 @@ class Blocks(torch.autograd.Function):
         causal, dropout, seed, relative = ctx.how
         B, H, T, _ = q.shape
         d_m = d_m.transpose(1, 2)                                                  # (B, T, H, R), as m
-        D = (d_o * o).sum(-1, keepdim=True) + (d_m * m).sum(-1).transpose(1, 2)[..., None]         # (B, H, T, 1)
+        D = (d_o * o).sum(-1, keepdim=True) + (d_m * m).sum(-1).mT[..., None]      # (B, H, T, 1)
         d_q, d_q_rel = torch.empty_like(q), torch.empty_like(q_rel)
         # features first, as k, v and k_rel are
         d_k, d_v, d_k_rel = (torch.zeros_like(x.mT, memory_format=torch.contiguous_format) for x in (k, v, k_rel))
-        for b, i, j, alpha, dropped, r, spare in each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
+        for b, i, j, alpha, dropped, r, room in each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
             R, n, e = r.shape
-            w, of = (by_offset(dropped), offsets(i, j, T)) if relative else (dropped, j)
-            d_alpha = product(d_o[b, :, i], v[b % len(v), :, of].mT)               # (H, n, e)
-            d_alpha = by_sender(d_alpha, e) if relative else d_alpha
-            from_m = torch.bmm(d_m[b, i], r.transpose(0, 1), out=spare.view(n, H, e))
+            w, of = (by_offset(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
+            d_alpha = product(d_o[b, :, i], v[b % len(v), :, of].mT, out=room("d_alpha", *w.shape))
+            d_alpha = by_sender(d_alpha, e) if relative else d_alpha               # (H, n, e)
+            from_m = torch.bmm(d_m[b, i], r.transpose(0, 1), out=room("scores", n, H, e))
             d_alpha += from_m.transpose(0, 1)
             add_product(d_v[b % len(v), :, :, of], d_o[b, :, i], w)
-            d_r = torch.bmm(d_m[b, i].mT, dropped.transpose(0, 1), out=r.view(n, R, e)).transpose(0, 1)    # (R, n, e)
+            d_r = torch.bmm(d_m[b, i].mT, dropped.transpose(0, 1), out=room("r", n, R, e)).transpose(0, 1)
             d_q_rel[b, :, i] = torch.bmm(d_r, k_rel[b, :, j])
             d_k_rel[b, :, :, j] += torch.bmm(q_rel[b, :, i].mT, d_r)
-            if dropout: d_score = d_alpha.mul_(dropped).addcmul_(alpha, D[b, :, i], value=-1)
-            else: d_score = d_alpha.sub_(D[b, :, i]).mul_(alpha)
+            d_score = d_alpha.mul_(dropped).addcmul_(alpha, D[b, :, i], value=-1)  # alpha (c alpha' - D)
             d_q[b, :, i] = product(d_score, k[b, :, j])
             add_product(d_k[b, :, :, j], q[b, :, i], d_score)
         return d_q, d_k.mT, d_v.mT, d_q_rel, d_k_rel.mT, None, None, None, None, None
 
 
 def each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
-    """Yields b, the queries i, the keys j, alpha (H, n, e), alpha after dropout, r (R, n, e), and room like alpha.
+    """Yields b, the queries i, the keys j, alpha (H, n, e), alpha after dropout, r (R, n, e), and room for more.
 
-    What it yields is overwritten for the next block.
+    room(name, ...) is a tensor of that shape in memory that all blocks use in turn, so that all of these are overwritten
+    for the next block: on a CPU memory that is asked for anew costs more than the work in it.
     """
     (B, H, T, _), S, R = q.shape, k.size(2), q_rel.size(1)
-    rows = math.ceil(T / math.ceil(T / ROWS))                                      # 257 are 86 + 86 + 85, not 128 + 128 + 1
-    room = {}
+    rows = math.ceil(T / math.ceil(T / ROWS))                                     # 257: 86 + 86 + 85, not 128 + 128 + 1
+    memory = {}
 
-    def take(name, *shape):                   # on a CPU memory that is asked for anew costs more than the work in it
-        if name not in room:
-            room[name] = q.new_empty(math.prod(shape[:-2]) * rows * S)
-        return room[name][:math.prod(shape)].view(shape)
+    def room(name, *shape):
+        if name not in memory:
+            memory[name] = q.new_empty(max(H, R) * rows * (S + rows))
+        return memory[name][:math.prod(shape)].view(shape)
 
     future = torch.full((rows, rows), -math.inf, dtype=q.dtype, device=q.device).triu(1) if causal else None
     for b in range(B):
@@ -122,21 +122,21 @@ def each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
             i = slice(start, min(start + rows, T))
             j = slice(0, S - T + i.stop if causal else S)                          # whom the last of them may see
             n, e = i.stop - i.start, j.stop
-            scores = product(q[b, :, i], k[b, :, j].mT, out=take("scores", H, n, e))
+            scores = product(q[b, :, i], k[b, :, j].mT, out=room("scores", H, n, e))
             if causal:
                 scores[..., e - n:] += future[:n, :n]
             if hidden is not None:
                 scores.masked_fill_(hidden[b, :, i, j], torch.finfo(q.dtype).min)
-            alpha = torch.softmax(scores, -1, out=take("alpha", H, n, e))
+            alpha = torch.softmax(scores, -1, out=room("alpha", H, n, e))
             if hidden is not None:
                 alpha.masked_fill_(hidden[b, :, i, j], 0.0)
             dropped = alpha
             if dropout:
                 seed += 1
-                kept = take("dropped", H, n, e).uniform_(generator=torch.Generator(q.device).manual_seed(seed))
+                kept = room("dropped", H, n, e).uniform_(generator=torch.Generator(q.device).manual_seed(seed))
                 dropped = kept.ge_(dropout).mul_(alpha).mul_(1 / (1 - dropout))
-            r = torch.bmm(q_rel[b, :, i], k_rel[b, :, j].mT, out=take("r", R, n, e))
-            yield b, i, j, alpha, dropped, r, scores
+            r = torch.bmm(q_rel[b, :, i], k_rel[b, :, j].mT, out=room("r", R, n, e))
+            yield b, i, j, alpha, dropped, r, room
 
 
 def product(x, y, out=None):
@@ -154,10 +154,10 @@ def add_product(total, x, y):
     total.add_(torch.bmm(x.mT, y))
 
 
-def by_offset(alpha):
+def by_offset(alpha, room):
     """(H, n, e) by sender -> (H, n, n + e - 1) by offset j - i: row i stands i places further left, zeros around it."""
     H, n, e = alpha.shape
-    wide = alpha.new_zeros(H, n, n + e - 1)
+    wide = room("by offset", H, n, n + e - 1).zero_()
     by_sender(wide, e).copy_(alpha)
     return wide
 

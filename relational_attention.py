@@ -146,7 +146,8 @@ class RelationalAttention(nn.Module):
         v = torch.cat([k_rel.expand(B, G, S, width), symbols.expand(B, G, S, d_h)], -1)
         # Fused kernels want one width for q, k and v: zeros behind q and k leave every score as it is.
         q, k = F.pad(q, (0, width)), F.pad(k, (0, width))                          # (B, H, T, R p + d_h)
-        out = attend(q, k, v, causal=causal, mask=mask, scale=d_h ** -0.5, dropout=self.dropout if self.training else 0.0)
+        out = attend(q, k, v, causal=causal, mask=mask, scale=d_h ** -0.5,
+                     dropout=self.dropout if self.training else 0.0)
         brought, s = out.split([width, d_h], -1)                                   # sum_j alpha_ij k_rel_j, .. s_j W_s
         # < q_rel_i[l], brought_i[l] > W_r: product and sum over p are one matrix product with W_r's rows repeated
         W_r = self.W_r.repeat_interleave(self.rel_proj_dim, dim=1)                 # (H, R p, d_h)
@@ -193,8 +194,8 @@ class RelationalCrossAttention(Attention):
         dropout = self.dropout if self.training else 0.0
         if isinstance(symbols, PositionRelativeSymbols):
             table = symbols.table(q.size(2), k.size(2), self.W_v, self.n_kv_heads)             # (G, T+S, d_h)
-            a, _ = attend_in_blocks(q * q.size(-1) ** -0.5, k, table[None], causal=causal, dropout=dropout, relative=True,
-                                    may=may_attend(False, mask, q, k))
+            a, _ = attend_in_blocks(q * q.size(-1) ** -0.5, k, table[None], relative=True, causal=causal,
+                                    may=may_attend(False, mask, q, k), dropout=dropout)
             return self.W_o(merge_heads(a.type_as(q)))
         symbols = symbols if symbols.dim() == 3 else symbols[None]
         s = split_heads(self.W_v(symbols), self.n_kv_heads)                        # (B or 1, G, S, d_h): s_j W_s

@@ -125,7 +125,7 @@ def reseed(seed, step, rank=0):
 # ---- a run and its folder --------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parent
-CODE = ("attention.py", "relational_attention.py", "symbols.py", "config.py", "model.py", "training.py")
+CODE = ("attention.py", "relational_attention.py", "blocked.py", "symbols.py", "config.py", "model.py", "training.py")
 # Options that do not define a run: where it computes, reads and writes; which other runs are made or drawn beside it;
 # how a step is cut into pieces, which changes it by rounding only; what the finished model is tested on besides.
 NOT_COMPARED = ("device", "out_dir", "data_dir", "workers", "resume", "baseline", "match_params", "sweep", "paper",

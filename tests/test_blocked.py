@@ -22,12 +22,13 @@ def draw(seed):
     H, T, B = n_kv_heads * groups, choose(g, 1, 2, 7, 12), choose(g, 1, 3)
     d = H * d_h * choose(g, 1, 2)                                              # a whole layer, or half of one
     m = RelationalAttention(d, H, total_heads=d // d_h, n_relations=R, rel_proj_dim=p or (3 if R else None),
-                            n_kv_heads=n_kv_heads, symmetric=choose(g, False, True), bias=choose(g, False, True)).double()
+                            n_kv_heads=n_kv_heads, symmetric=choose(g, False, True), bias=choose(g, False, True))
     symbols = choose(g, SymbolicAttention(d, 5, 2), PositionalSymbols(d, T), PositionRelativeSymbols(d, 3)).double()
     mask = choose(g, None, torch.rand(B, T, generator=g) < 0.7, torch.rand(B, H, T, T, generator=g) < 0.5,
                   torch.rand(1, 1, T, T, generator=g) < 0.5)
     x = torch.randn(B, T, d, dtype=torch.float64)
-    return m, symbols, x, dict(causal=choose(g, False, True), mask=mask, rope=choose(g, None, rope_table(T, d_h).double()))
+    rope = choose(g, None, rope_table(T, d_h).double())
+    return m.double(), symbols, x, dict(causal=choose(g, False, True), mask=mask, rope=rope)
 
 
 def outputs_and_gradients(form, m, symbols, x, how, monkeypatch):
@@ -148,7 +149,7 @@ def test_half_precision_is_as_good_as_that_of_self_attention(form, autocast, mon
     for seed in range(5):
         torch.manual_seed(seed)
         x, s = torch.randn(2, 2, 128, 64).bfloat16().float()
-        modules = [m.bfloat16().float() for m in (Attention(64, 4, total_heads=8), RelationalAttention(64, 4, total_heads=8))]
+        modules = [Heads(64, 4, total_heads=8).bfloat16().float() for Heads in (Attention, RelationalAttention)]
         errors["self"].append(error(modules[0], x))
         for name in ("literal", form):
             monkeypatch.setattr(RelationalAttention, "choose_form",
