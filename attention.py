@@ -25,23 +25,23 @@ def sinusoids(max_len, d_model):
 
 
 def rope_table(max_len, d_h, base=10000.0):
-    """Rotary positions (Su et al., 2021): (2, max_len, d_h), the cosines and the signed sines that `rotate` takes."""
+    """Rotary positions (Su et al., 2021): (2, max_len, 1, d_h), the cosines and signed sines that `rotate` takes."""
     theta = base ** (-torch.arange(0, d_h, 2) / d_h)                   # (d_h/2,) one frequency per plane
     angle = torch.arange(max_len)[:, None] * theta                     # (max_len, d_h/2)
     cos, sin = angle.cos(), angle.sin()
-    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])[:, :, None]
 
 
 def rotate(x, rope):
     """Turns each head of x (B, T, H, d_h) by its position's angle; features m and m + d_h/2 span plane m."""
-    cos, sin = rope[0, :, None], rope[1, :, None]                      # (T, 1, d_h) each
+    cos, sin = rope                                                    # (T, 1, d_h) each, the same for all heads
     turned = torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)  # (a, b) -> (a cos - b sin, b cos + a sin)
     return turned.type_as(x)                                           # under autocast a bfloat16 x turned in float32
 
 
 def split_heads(x, n_heads, rope=None):
     """(B, T, H d_h) -> (B, H, T, d_h), rotated by position where `rope` is given."""
-    x = x.unflatten(-1, (n_heads, -1))                                 # (B, T, H, d_h)
+    x = x.view(x.size(0), x.size(1), n_heads, -1)                      # (B, T, H, d_h)
     return (x if rope is None else rotate(x, rope)).transpose(1, 2)
 
 
@@ -114,8 +114,8 @@ class Cache:
         if name not in self.buffers:
             self.buffers[name], self.length[name] = new.new_empty(B, heads, self.max_len, width), 0
         start, self.length[name] = self.length[name], self.length[name] + T
-        self.buffers[name][:, :, start:start + T] = new
-        return self.buffers[name][:, :, :start + T]
+        self.buffers[name].narrow(2, start, T).copy_(new)
+        return self.buffers[name].narrow(2, 0, start + T)
 
     def once(self, keys_and_values):
         """Those of the context, computed at the first call only: a cache serves one context, which does not change."""

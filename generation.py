@@ -24,9 +24,7 @@ def stream(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=Non
         unread = context = idx[:, -max_len:]                           # (B, T <= max_len)
         caches = model.new_caches() if use_cache else None
         for _ in range(max_new_tokens):
-            x = model.stack(model.embedding(unread), causal=True, caches=caches)     # (B, T, d_model)
-            logits = model.head(x[:, -1])[:, :vocab_size]              # of the last position only: (B, vocab_size)
-            token = choose(logits, temperature, top_k, top_p)
+            token = choose(read(model, unread, caches)[:, :vocab_size], temperature, top_k, top_p)
             yield token
             context = torch.cat([context, token], dim=1)
             unread = token if use_cache else context
@@ -35,6 +33,13 @@ def stream(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=Non
                 caches = model.new_caches() if use_cache else None
     finally:
         model.train(was_training)
+
+
+@torch.inference_mode()
+def read(model, unread, caches):
+    """What may follow these tokens (B, T) and those in the caches: logits of the last position, (B, vocab_size)."""
+    x = model.stack(model.embedding(unread), causal=True, caches=caches)             # (B, T, d_model)
+    return model.head(x[:, -1])
 
 
 def choose(logits, temperature=1.0, top_k=None, top_p=None):

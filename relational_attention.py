@@ -88,8 +88,8 @@ class RelationalAttention(nn.Module):
         """
         q = split_heads(self.W_q(x), self.n_heads, rope)                           # (B, H, T, d_h)
         k = split_heads(self.W_k(x), self.n_kv_heads, rope)                        # (B, G, S, d_h)
-        q_rel = self.W_q_rel(x)[:, None]                                           # (B, 1, T, R p), one for all heads
-        k_rel = q_rel if self.symmetric else self.W_k_rel(x)[:, None]              # (B, 1, S, R p)
+        q_rel = split_heads(self.W_q_rel(x), self.n_relations)                     # (B, R, T, p), for all heads
+        k_rel = q_rel if self.symmetric else split_heads(self.W_k_rel(x), self.n_relations)    # (B, R, S, p)
         if not isinstance(symbols, PositionRelativeSymbols):
             symbols = symbols if symbols.dim() == 3 else symbols[None]             # (B or 1, T, d_model)
             symbols = split_heads(self.W_s(symbols), self.n_kv_heads)              # (B or 1, G, S, d_h): s_j W_s
@@ -99,15 +99,16 @@ class RelationalAttention(nn.Module):
                 symbols = cache.append("s W_s", symbols)
 
         literal = need_weights or self.rel_activation != "identity"
-        form = self.literal if literal else self.choose_form(q, k, k_rel, symbols, causal, mask)
+        form = self.literal if literal else self.choose_form(q, k, symbols, causal, mask)
         a, *weights = form(q, k, q_rel, k_rel, symbols, causal, mask)
         out = self.W_o(merge_heads(a))                                             # (B, T, H d_h)
         return (out, *weights) if need_weights else out
 
-    def choose_form(self, q, k, k_rel, symbols, causal, mask):
+    def choose_form(self, q, k, symbols, causal, mask):
         """The cheapest way to compute the same thing, by shapes alone: no timing, so that runs can be repeated."""
         on_cpu = q.device.type == "cpu"
-        fused = (k_rel.size(-1) + k.size(-1) <= (NARROW if on_cpu else 256)
+        width = self.n_relations * self.rel_proj_dim + k.size(-1)                  # of the fast form's values
+        fused = (width <= (NARROW if on_cpu else 256)
                  and not isinstance(symbols, PositionRelativeSymbols)              # these are no values of j alone
                  and not (on_cpu and self.dropout and self.training)               # this kernel keeps n x n weights
                  and not (causal and mask is not None))                            # this one takes an n x n mask
@@ -127,9 +128,7 @@ class RelationalAttention(nn.Module):
 
     def relations(self, q_rel, k_rel, may):
         """r_ij[l] = <q_rel_i[l], k_rel_j[l]> / sqrt(p), through the relation activation: (B, R, T, S)."""
-        split = (self.n_relations, self.rel_proj_dim)
-        q_rel, k_rel = q_rel[:, 0].unflatten(-1, split), k_rel[:, 0].unflatten(-1, split)
-        r = torch.einsum("birp,bjrp->brij", q_rel, k_rel) / self.rel_proj_dim ** 0.5
+        r = q_rel @ k_rel.mT / self.rel_proj_dim ** 0.5
         if self.rel_activation == "softmax":
             # authors' code: over all j, the future included; here: over those whom i may see, or causality is lost
             if may is not None and may.dim() == 4 and may.size(1) > 1:
@@ -142,6 +141,7 @@ class RelationalAttention(nn.Module):
     def fast(self, q, k, q_rel, k_rel, symbols, causal, mask):
         """The same a (B, H, T, d_h) by the identity above: attend to relation keys, then read with relation queries."""
         B, G, S, d_h = k.shape
+        q_rel, k_rel = merge_heads(q_rel)[:, None], merge_heads(k_rel)[:, None]    # (B, 1, T or S, R p)
         width = q_rel.size(-1)                                                     # R p
         v = torch.cat([k_rel.expand(B, G, S, width), symbols.expand(B, G, S, d_h)], -1)
         # Fused kernels want one width for q, k and v: zeros behind q and k leave every score as it is.
@@ -156,7 +156,6 @@ class RelationalAttention(nn.Module):
     def blocked(self, q, k, q_rel, k_rel, symbols, causal, mask):
         """The same a (B, H, T, d_h), a block of receivers at a time."""
         q, q_rel = q * q.size(-1) ** -0.5, q_rel * self.rel_proj_dim ** -0.5
-        q_rel, k_rel = (split_heads(x[:, 0], self.n_relations) for x in (q_rel, k_rel))        # (B, R, T or S, p)
         relative = isinstance(symbols, PositionRelativeSymbols)
         if relative:
             symbols = symbols.table(q.size(2), k.size(2), self.W_s, self.n_kv_heads)[None]     # s_{j-i} W_s by offset

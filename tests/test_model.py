@@ -193,7 +193,7 @@ def test_the_cache_keeps_relation_keys_once_and_not_per_head():
     caches = m.new_caches()
     m(torch.randint(13, (2, 5)), caches=caches)
     heads = {name: (buffer.size(1), buffer.size(3)) for name, buffer in caches[0].buffers.items()}
-    assert heads == {"k": (2, 4), "v": (2, 4), "k_attn": (2, 4), "k_rel": (1, 8), "s W_s": (2, 4)}
+    assert heads == {"k": (2, 4), "v": (2, 4), "k_attn": (2, 4), "k_rel": (2, 4), "s W_s": (2, 4)}
     assert all(buffer.size(2) == 12 for buffer in caches[0].buffers.values())       # room for max_len: bounded
 
 
