@@ -40,8 +40,8 @@ REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoi
 
 # When one form is faster than another: measured on a CPU, see bench.py.
 NARROW = 64             # the widest values for which the fast form is; on a GPU 256, the widest of flash attention
-FEW = 2 ** 17           # as many numbers in a sequence's alpha and r are few enough for the literal form ...
-FEW_NARROW = 2 ** 14    # ... and so many, where the fast form would do, too
+FEW = 2 ** 12           # the literal form is, while a sequence's alpha and r have so many numbers times d_h + p (or 64,
+FEW_NARROW = 2 ** 14    # if that is less): what is wide costs more to compute twice. Against the fast form: so many
 
 
 class RelationalAttention(nn.Module):
@@ -113,7 +113,8 @@ class RelationalAttention(nn.Module):
                  and not (on_cpu and self.dropout and self.training)               # this kernel keeps n x n weights
                  and not (causal and mask is not None))                            # this one takes an n x n mask
         numbers = q.size(-2) * k.size(-2) * (self.n_heads + self.n_relations)      # in alpha and r: T S (H + R)
-        if q.size(-2) == 1 or numbers <= (FEW_NARROW if fused else FEW):
+        few = FEW_NARROW if fused else FEW * min(64, k.size(-1) + self.rel_proj_dim)
+        if q.size(-2) == 1 or numbers <= few:
             return self.literal
         return self.fast if fused else self.blocked
 

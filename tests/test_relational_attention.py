@@ -279,8 +279,9 @@ def test_impossible_shapes_are_refused_in_words():
 
 @pytest.mark.parametrize("why, n, form", [
     ({}, 45, "literal"), ({}, 46, "fast"),                   # 2^14 numbers: 45^2 (4 + 4) are less, 46^2 (4 + 4) more
-    (dict(d=128), 127, "literal"), (dict(d=128), 129, "blocked"),                # values of 80: wide; 2^17 numbers
-    (dict(n_relations=12, rel_proj_dim=6), 91, "blocked"),   # more relations: fewer tokens are few
+    (dict(d=128), 127, "literal"), (dict(d=128), 129, "blocked"),      # values of 80: wide; 2^12 (16 + 16) numbers
+    (dict(d=512), 181, "literal"), (dict(d=512), 182, "blocked"),      # 2^12 64 numbers, however wide the heads are
+    (dict(n_relations=12, rel_proj_dim=8), 65, "blocked"),             # more relations: fewer tokens are few
     (dict(symbols="relative"), 129, "blocked"), (dict(dropout=0.1), 129, "blocked"),
     (dict(masked=True, causal=True), 129, "blocked"), (dict(masked=True), 129, "fast"),
     (dict(rel_activation="tanh"), 129, "literal")])
@@ -288,7 +289,7 @@ def test_which_form_is_used(monkeypatch, why, n, form):
     why = dict(why)
     d, masked, causal = why.pop("d", 64), why.pop("masked", False), why.pop("causal", False)
     relative, used = why.pop("symbols", None), []
-    monkeypatch.setattr("relational_attention.FEW", 2 ** 17)
+    monkeypatch.setattr("relational_attention.FEW", 2 ** 12)
     monkeypatch.setattr("relational_attention.FEW_NARROW", 2 ** 14)
     for name in ("literal", "fast", "blocked"):
         original = getattr(RelationalAttention, name)
