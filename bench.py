@@ -41,6 +41,7 @@ class Options:
     n_ra: int = 4                           # relational ones, measured against as many sensory ones
     batch_size: int = 1                     # sequences
     causal: bool = True                     # nobody looks at the future
+    model: str = ""                         # of the training steps only those whose name has this in it: tiny, d64 ...
     # how they are measured
     repeats: int = 5                        # times in turn, after one that does not count
     memory: bool = True                     # measure memory, too: on a CPU a new process for each number
@@ -238,6 +239,8 @@ def their_model(cfg):
 def steps(o, device, dtype):
     rows = []
     for name, (*_, B) in STEPS.items():
+        if o.model not in name:
+            continue
         if name == "fineweb_350m" and free_memory(device) < 16e9:    # two models with two moments and a gradient each
             print(f"| {name} | left out: too little memory |")
             continue

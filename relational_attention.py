@@ -38,10 +38,12 @@ from symbols import PositionRelativeSymbols
 REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "gelu": F.gelu,
                    "gelu_tanh": lambda r: F.gelu(r, approximate="tanh"), "silu": F.silu, "softmax": None}
 
-# When one form is faster than another: measured on a CPU, see bench.py.
-NARROW = 64             # the widest values for which the fast form is; on a GPU 256, the widest of flash attention
-FEW = 2 ** 12           # the literal form is, while a sequence's alpha and r have so many numbers times d_h + p (or 64,
-FEW_NARROW = 2 ** 14    # if that is less): what is wide costs more to compute twice. Against the fast form: so many
+# When one form is faster than another, as measured on a CPU (bench.py):
+SMALL = 24_576          # the fast form beats the blocked one while its values, S (R p + d_h) numbers, are few; half as
+                        # many if causal, for blocks skip the future
+FEW = 2 ** 12           # the literal form beats the blocked one while a sequence's alpha and r have fewer numbers than
+                        # this times d_h + p, or times 64: what is wide costs more to compute twice
+
 
 
 class RelationalAttention(nn.Module):
@@ -106,15 +108,14 @@ class RelationalAttention(nn.Module):
 
     def choose_form(self, q, k, symbols, causal, mask):
         """The cheapest way to compute the same thing, by shapes alone: no timing, so that runs can be repeated."""
-        on_cpu = q.device.type == "cpu"
-        width = self.n_relations * self.rel_proj_dim + k.size(-1)                  # of the fast form's values
-        fused = (width <= (NARROW if on_cpu else 256)
+        T, S, d_h, on_cpu = q.size(-2), k.size(-2), q.size(-1), q.device.type == "cpu"
+        width = self.n_relations * self.rel_proj_dim + d_h                         # of the fast form's values
+        fused = ((S * width * (1 + causal) <= SMALL if on_cpu else width <= 256)   # flash attention's widest is 256
                  and not isinstance(symbols, PositionRelativeSymbols)              # these are no values of j alone
                  and not (on_cpu and self.dropout and self.training)               # this kernel keeps n x n weights
                  and not (causal and mask is not None))                            # this one takes an n x n mask
-        numbers = q.size(-2) * k.size(-2) * (self.n_heads + self.n_relations)      # in alpha and r: T S (H + R)
-        few = FEW_NARROW if fused else FEW * min(64, k.size(-1) + self.rel_proj_dim)
-        if q.size(-2) == 1 or numbers <= few:
+        few = width ** 3 / 4 if fused else FEW * min(64, d_h + self.rel_proj_dim)  # 16,000 at 40, 128,000 at 80: fitted
+        if T == 1 or T * S * (self.n_heads + self.n_relations) < few:              # so many numbers in alpha and r
             return self.literal
         return self.fast if fused else self.blocked
 

@@ -157,3 +157,13 @@ def test_half_precision_is_as_good_as_that_of_self_attention(form, autocast, mon
             errors[name].append(error(modules[1], x, s))
     mean = {name: sum(values) / len(values) for name, values in errors.items()}
     assert mean[form] < 1.5 * mean["self"] and mean[form] < mean["literal"], mean
+
+
+@pytest.mark.parametrize("form", ["literal", "fast", "blocked"])
+def test_torch_compile_computes_the_same(form, monkeypatch):
+    monkeypatch.setattr(RelationalAttention, "choose_form", lambda self, *args: getattr(self, form))
+    m, x = RelationalAttention(64, 4), torch.randn(2, 20, 64, requires_grad=True)
+    results = [torch.autograd.grad(run(x, x, causal=True).square().sum(), [x, *m.parameters()])
+               for run in (m, torch.compile(m, backend="aot_eager"))]
+    for plain, compiled in zip(*results):
+        torch.testing.assert_close(plain, compiled)

@@ -277,20 +277,24 @@ def test_impossible_shapes_are_refused_in_words():
             RelationalAttention(16, 4)(x, x, mask=mask)
 
 
+RULE = RelationalAttention.choose_form
+
+
 @pytest.mark.parametrize("why, n, form", [
-    ({}, 45, "literal"), ({}, 46, "fast"),                   # 2^14 numbers: 45^2 (4 + 4) are less, 46^2 (4 + 4) more
-    (dict(d=128), 127, "literal"), (dict(d=128), 129, "blocked"),      # values of 80: wide; 2^12 (16 + 16) numbers
-    (dict(d=512), 181, "literal"), (dict(d=512), 182, "blocked"),      # 2^12 64 numbers, however wide the heads are
-    (dict(n_relations=12, rel_proj_dim=8), 65, "blocked"),             # more relations: fewer tokens are few
-    (dict(symbols="relative"), 129, "blocked"), (dict(dropout=0.1), 129, "blocked"),
-    (dict(masked=True, causal=True), 129, "blocked"), (dict(masked=True), 129, "fast"),
-    (dict(rel_activation="tanh"), 129, "literal")])
+    ({}, 44, "literal"), ({}, 45, "fast"), ({}, 614, "fast"), ({}, 615, "blocked"),      # d_h = p = 8, values of 40
+    (dict(causal=True), 307, "fast"), (dict(causal=True), 308, "blocked"),
+    (dict(d=128), 126, "literal"), (dict(d=128), 128, "fast"), (dict(d=128), 308, "blocked"),      # d_h = p = 16, 80
+    (dict(d=256), 181, "literal"), (dict(d=256), 182, "blocked"),                # 2^12 (32 + 32) numbers
+    (dict(d=512), 181, "literal"), (dict(d=512), 182, "blocked"),                # 2^12 64, however wide the heads are
+    (dict(d=256, n_relations=12, rel_proj_dim=32), 129, "blocked"),              # more relations: fewer tokens are few
+    (dict(relative=True), 91, "blocked"), (dict(dropout=0.1), 91, "blocked"),
+    (dict(masked=True, causal=True), 91, "blocked"), (dict(masked=True), 91, "fast"),
+    (dict(rel_activation="tanh"), 200, "literal")])
 def test_which_form_is_used(monkeypatch, why, n, form):
-    why = dict(why)
-    d, masked, causal = why.pop("d", 64), why.pop("masked", False), why.pop("causal", False)
-    relative, used = why.pop("symbols", None), []
-    monkeypatch.setattr("relational_attention.FEW", 2 ** 12)
-    monkeypatch.setattr("relational_attention.FEW_NARROW", 2 ** 14)
+    why, used = dict(why), []
+    d, masked, causal, relative = (why.pop(name, default) for name, default in (
+        ("d", 64), ("masked", False), ("causal", False), ("relative", False)))
+    monkeypatch.setattr(RelationalAttention, "choose_form", RULE)
     for name in ("literal", "fast", "blocked"):
         original = getattr(RelationalAttention, name)
         monkeypatch.setattr(RelationalAttention, name, lambda *a, name=name, f=original: used.append(name) or f(*a))
