@@ -45,7 +45,6 @@ FEW = 2 ** 12           # the literal form beats the blocked one while a sequenc
                         # this times d_h + p, or times 64: what is wide costs more to compute twice
 
 
-
 class RelationalAttention(nn.Module):
     """n_heads heads of relational attention (Eq. 3, Algorithm 1).
 

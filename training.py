@@ -66,6 +66,8 @@ def choose_device(name="auto", dtype="auto"):
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda" and dtype != "float32":
+        torch.set_float32_matmul_precision("high")                    # TF32 where bfloat16 is too coarse: blocked.py
     if dtype != "auto":
         return device, getattr(torch, dtype), f"{device}, {dtype} as asked for"
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
