@@ -104,8 +104,8 @@ class Blocks(torch.autograd.Function):
 def each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
     """Yields b, the queries i, the keys j, alpha (H, n, e), alpha after dropout, r (R, n, e), and room for more.
 
-    room(name, ...) is a tensor of that shape in memory that all blocks use in turn (all of these are overwritten for the
-    next block): on a CPU, memory that is asked for anew costs more than the work in it.
+    room(name, ...) is a tensor of that shape in memory that all blocks use in turn (all of these are overwritten for
+    the next block): on a CPU, memory that is asked for anew costs more than the work in it.
     """
     (B, H, T, _), S, R = q.shape, k.size(2), q_rel.size(1)
     rows = math.ceil(T / math.ceil(T / ROWS))                                     # 257: 86 + 86 + 85, not 128 + 128 + 1
