@@ -45,7 +45,7 @@ def test_two_processes_equal_one_also_when_stopped_and_resumed(tiny, tmp_path, o
     (tmp_path / "out").rename(tmp_path / "alone")
 
     two = start([*tiny, "--micro_batch=2"])
-    wait(two, lambda: list((tmp_path / "out").glob("*/log.csv")))
+    wait(two, lambda: all([*(tmp_path / "out").glob(f"*/{name}")] for name in ("config.json", "log.csv")))
     log = only_run() / "log.csv"
     wait(two, lambda: log.read_text().count("\n") >= 15)                             # past step 10, and its checkpoint
     two.send_signal(signal.SIGTERM)                                                  # torchrun hands it on
