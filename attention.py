@@ -90,9 +90,8 @@ def attend(q, k, v, *, causal=False, mask=None, dropout=0.0, scale=None):
     On a CPU none of these takes dropout: long sequences go through blocked.py. causal with a mask makes a T x S mask.
     """
     if dropout and q.device.type == "cpu" and q.size(-2) * k.size(-2) >= 2 ** 16:
-        scaled = q * (q.size(-1) ** -0.5 if scale is None else scale)
         may = may_attend(False, mask, q, k)
-        return attend_in_blocks(scaled, k, v, causal=causal, may=may, dropout=dropout)[0].type_as(q)
+        return attend_in_blocks(q, k, v, causal=causal, may=may, dropout=dropout, scale=scale)[0].type_as(q)
     whole = causal and mask is None and q.size(-2) == k.size(-2)       # then the kernel skips the future by itself
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=None if whole else may_attend(causal, mask, q, k), is_causal=whole,

@@ -4,8 +4,8 @@
     python bench.py --part=attention --n=512,1024         one part of it
     python bench.py --peer                                the authors' package, too: pip install dual-attention einops
 
-Candidates take turns (a, b, c, a, b, c ...), so that a slow minute of the machine is slow for all; times are medians.
-Memory is what the whole process grows by, each measured in a process of its own.
+Candidates take turns (a b c, b c a, c a b ...), so that a slow minute of the machine is slow for all. A ratio is the
+median of the ratios within a turn. Memory is what the whole process grows by, each in a process of its own.
 """
 import json
 import os
@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Literal
 
 import matplotlib
+import numpy as np
 import torch
 
 import training
 from attention import Attention
+from config import at_least
 from generation import stream
 from model import LanguageModel, TransformerConfig, VisionTransformer
 from relational_attention import RelationalAttention
@@ -48,24 +50,35 @@ class Options:
     peer: bool = False                      # measure the authors' package beside it
     device: str = "auto"                    # auto: cuda, else mps, else cpu
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"   # of matrix products
-    out_dir: str = "out/bench"              # where table and figure go
+    out_dir: str = "out/bench"              # where the figure goes
+
+    def __post_init__(self):
+        at_least(self, n=1, d_model=1, n_heads=1, n_ra=1, batch_size=1, repeats=1)
+        if self.d_model % self.n_heads or self.n_ra > self.n_heads:
+            raise ValueError(f"n_ra={self.n_ra} of n_heads={self.n_heads} heads of a layer of d_model={self.d_model}: "
+                             f"d_model must be a multiple of n_heads, and n_ra no more than n_heads")
 
 
 def alternate(candidates, repeats, device):
-    """{name: function} -> {name: median seconds}; one call each in turn, the first of them not counted."""
-    seconds = {name: [] for name in candidates}
+    """{name: function} -> {name: seconds of each turn}; the order rotates, and a first turn is not counted."""
+    names, seconds = list(candidates), {name: [] for name in candidates}
     for turn in range(repeats + 1):
-        for name, run in candidates.items():
+        for name in names[turn % len(names):] + names[:turn % len(names)]:
             start = now(device)
-            run()
+            candidates[name]()
             if turn:
                 seconds[name].append(now(device) - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
+
+
+def ratio(seconds, name, base):
+    """How many times the time of `base`: the median over turns."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[base]))
 
 
 def now(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()                                     # a GPU is still at work when a call returns
+    if device.type in ("cuda", "mps"):                               # these are still at work when a call returns
+        getattr(torch, device.type).synchronize()
     return time.perf_counter()
 
 
@@ -79,17 +92,15 @@ def peak_memory(case, options, n):
         before = torch.cuda.memory_allocated()
         large()
         return torch.cuda.max_memory_allocated() - before
-    before = most_held()
+    Path("/proc/self/clear_refs").write_text("5")                    # Linux: the high-water mark begins anew
+    before = memory_of_process("VmRSS")
     large()
-    return most_held() - before
+    return memory_of_process("VmHWM") - before
 
 
-def most_held():
-    """Bytes of memory that this process held at its worst moment so far."""
-    if platform.system() == "Linux":                                 # here getrusage starts at the parent's
-        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-    import resource                                                  # macOS; not on Windows
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def memory_of_process(line):
+    """VmRSS: bytes held now; VmHWM: at the worst moment."""
+    return int(re.search(rf"{line}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
@@ -104,7 +115,7 @@ def names(o):
 def attention_case(case, o, n, device, dtype):
     """A function that runs these heads on (batch_size, n, d_model) once, forward and backward."""
     torch.manual_seed(0)
-    x, symbols = torch.randn(2, o.batch_size, n, o.d_model, device=device).requires_grad_()
+    x, symbols = (torch.randn(o.batch_size, n, o.d_model, device=device).requires_grad_() for _ in range(2))
     how = {"causal": o.causal}
     if case == "authors":
         from dual_attention.relational_attention import RelationalAttention as Theirs
@@ -113,8 +124,7 @@ def attention_case(case, o, n, device, dtype):
         m = Attention(o.d_model, o.n_ra, total_heads=o.n_heads)
     else:
         m = RelationalAttention(o.d_model, o.n_ra, total_heads=o.n_heads)
-        if case != "chosen":
-            m.choose_form = lambda *shapes: getattr(m, case)
+        m.choose_form = lambda *shapes: getattr(m, case)
     m = m.to(device)
 
     def run():
@@ -122,26 +132,25 @@ def attention_case(case, o, n, device, dtype):
             out = m(x, *(() if case == "self-attention" else (symbols,)), **how)
         out = out[0] if isinstance(out, tuple) else out
         m.zero_grad()
+        x.grad = symbols.grad = None
         out.float().sum().backward()
     return run
 
 
 def chosen(o, n, device):
-    """The form that the rule takes."""
-    forms, m = [], RelationalAttention(o.d_model, o.n_ra, total_heads=o.n_heads).to(device)
-    rule = m.choose_form
-    m.choose_form = lambda *shapes: forms.append(rule(*shapes)) or forms[0]
-    with torch.no_grad():
-        m(torch.zeros(1, n, o.d_model, device=device), torch.zeros(n, o.d_model, device=device), causal=o.causal)
-    return forms[0].__name__
+    """The form that the rule takes for n tokens."""
+    m = RelationalAttention(o.d_model, o.n_ra, total_heads=o.n_heads)
+    q = torch.empty(1, o.n_ra, n, o.d_model // o.n_heads, device=device)
+    return m.choose_form(q, q, None, o.causal, None).__name__
 
 
 def cell(row, case):
     """Of the table: times self-attention's time, megabytes, and a star for what the rule takes."""
     if case not in row["seconds"]:
         return ""
-    seconds, base = row["seconds"][case], row["seconds"]["self-attention"]
-    time = f"{1e3 * seconds:,.1f} ms" if case == "self-attention" else f"{seconds / base:.2f} x"
+    seconds = row["seconds"]
+    time = (f"{1e3 * statistics.median(seconds[case]):,.1f} ms" if case == "self-attention"
+            else f"{ratio(seconds, case, 'self-attention'):.2f} x")
     memory = f", {row['memory'][case] / 2 ** 20:,.0f} MB" if case in row["memory"] else ""
     return time + memory + (" *" if case == row["chosen"] else "")
 
@@ -171,12 +180,12 @@ def draw(rows, path):
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
     for axis, what, unit, scale in zip(axes, ("seconds", "memory"), ("seconds", "MB beyond the inputs"), (1, 2 ** 20)):
         for case in CASES:
-            points = [(row["n"], row[what][case] / scale) for row in rows if row[what].get(case)]
+            points = [(row["n"], np.median(row[what][case]) / scale) for row in rows if row[what].get(case)]
             if points:
                 axis.loglog(*zip(*points), marker="o", ms=4, color=f"C{CASES.index(case)}", label=case)
         n = [row["n"] for row in rows]
         for slope in (1, 2):                                         # guides through the first point of self-attention
-            first = rows[0][what].get("self-attention", 0) / scale
+            first = np.median(rows[0][what].get("self-attention", 0)) / scale
             if first:
                 axis.loglog(n, [first * (m / n[0]) ** slope for m in n], ":", color="gray", lw=1)
                 axis.annotate(f"n{'²' * (slope == 2)}", (n[-1], first * (n[-1] / n[0]) ** slope), color="gray")
@@ -248,22 +257,25 @@ def steps(o, device, dtype):
         seconds = alternate({kind: step_case(name, kind, device, dtype) for kind in ["Transformer", "DAT", *theirs]},
                             o.repeats, device)
         rows.append(dict(name=name, batch_size=B, seconds=seconds))
-        base = seconds["Transformer"]
-        ratios = [f"{s / base:.2f} x" for kind, s in seconds.items() if kind != "Transformer"]
-        print(f"| {name} | {B} | {1e3 * base:,.0f} ms | " + " | ".join(ratios) + " |", flush=True)
+        ratios = [f"{ratio(seconds, kind, 'Transformer'):.2f} x" if kind in seconds else ""
+                  for kind in ["DAT"] + ["authors' DAT"] * o.peer]
+        print(f"| {name} | {B} | {1e3 * statistics.median(seconds['Transformer']):,.0f} ms | " + " | ".join(ratios)
+              + " |", flush=True)
     return rows
 
 
 def free_memory(device):
     if device.type == "cuda":
         return torch.cuda.mem_get_info()[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):    # unknown outside Linux
+        return 0
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 # ---- generation ------------------------------------------------------------------------------------------------------
 
 def generation(o, device):
-    """Tokens per second with and without a cache, in turns of 64 tokens until the context of 512 is full."""
+    """Tokens per second with and without a cache, in turns of 63 tokens until the context of 512 is full."""
     rows = []
     for kind, n_ra in (("Transformer 6+0", 0), ("DAT 3+3", 3)):
         torch.manual_seed(0)
@@ -272,8 +284,9 @@ def generation(o, device):
         model, prompt = LanguageModel(cfg).to(device), torch.randint(256, (1, 8), device=device)
         texts, seconds = {True: [], False: []}, {True: 0.0, False: 0.0}
         streams = {cached: stream(model, prompt, 504, temperature=0, use_cache=cached) for cached in texts}
-        for _ in range(0, 504, 63):
-            for cached, tokens in streams.items():
+        for first in (True, False) * 4:                              # 8 turns
+            for cached in (first, not first):
+                tokens = streams[cached]
                 start = now(device)
                 texts[cached] += [token.item() for _, token in zip(range(63), tokens)]
                 seconds[cached] += now(device) - start
@@ -290,6 +303,8 @@ def main(argv=None):
     with training.one_line_errors():
         o = training.agreed(every, [name for name in asdict(every[0]) if name != "n"])
         device, dtype, why = training.choose_device(o.device, o.dtype)
+        if o.memory and device.type != "cuda" and platform.system() != "Linux":
+            raise ValueError("memory: measured on Linux and on CUDA only; give --memory=False")
         if o.peer:
             try:
                 import dual_attention                                # noqa: F401

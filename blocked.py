@@ -1,11 +1,11 @@
-"""Relational attention a block of queries at a time: exact, memory linear in n, the fastest form but for few tokens.
+"""Relational attention a block of queries at a time: exact, linear memory, on a CPU the fastest for long sequences.
 
 The values of `RelationalAttention.fast`, [k_rel, s W_s], are R p + d_h wide, and each of H heads sums all of them:
 H R p n^2 multiplications, although relations are the same for all heads. Computed once, as relations, they cost less:
 
-    r_lij  =  <q_rel_i[l], k_rel_j[l]>            R p n^2
+    r_lij  =  <q_rel_i[l], k_rel_j[l]> / sqrt(p)  R p n^2
     m_hil  =  sum_j alpha_hij r_lij               H R n^2
-    o_hi   =  sum_j alpha_hij v_hj                H d_h n^2               v_j = s_j W_s
+    o_hi   =  sum_j alpha_hij v_hj                H d_h n^2               v_hj = s_j W_s_h
     a_hi   =  m_hi W_r_h + o_hi
 
 These alpha and r are n x n, so they are made for one block of queries, used and forgotten. Only m and o are kept, and
@@ -16,7 +16,7 @@ the backward pass makes each block again. Write x' for the derivative of the los
 
 (the last line is the softmax), where D needs no sum over j: m and o are linear in alpha, so D_hi = <m'_hi, m_hi> +
 <o'_hi, o_hi>. The rest are products of matrices: q' = score' k, k' = score'^T q, v' = alpha^T o', q_rel' = r' k_rel and
-k_rel' = r'^T q_rel.
+k_rel' = r'^T q_rel, where q and q_rel are those already divided by sqrt(d_h) and sqrt(p). (No second derivatives.)
 
 Dropout multiplies alpha by c_hij, which is 0 or 1 / (1 - dropout), in m and o; hence in r' and v' too, and score' =
 alpha (c alpha' - D). No c is kept either: it is drawn again, from a seed that each block has of its own.
@@ -27,29 +27,33 @@ import math
 
 import torch
 
-ROWS = 128              # queries of a block, at most: enough for fast products, few enough to stay in the cache
+ROWS = 128              # queries of a block, at most: enough for fast products, few enough for little memory
 
 
 @torch.compiler.disable     # torch.compile would unroll the loop, and compile for minutes
-def attend_in_blocks(q, k, v, q_rel=None, k_rel=None, *, causal=False, may=None, dropout=0.0, relative=False):
+def attend_in_blocks(q, k, v, q_rel=None, k_rel=None, *, causal=False, may=None, dropout=0.0, relative=False,
+                     scale=None):
     """-> o (B, H, T, d_v) and m (B, H, T, R) as above, in float32 or, given float64, in float64.
 
-    q (B, H, T, d_h), k (B, G, S, d_h), q_rel (B, R, T, p), k_rel (B, R, S, p), or no relations. No scale is applied.
+    q (B, H, T, d_h), k (B, G, S, d_h), q_rel (B, R, T, p), k_rel (B, R, S, p), or no relations; causal: T <= S.
+    scale: of alpha's scores, 1 / sqrt(d_h) if None.
     v (B or 1, G, S, d_v). relative: v (1, G, >= T + S - 1, d_v) by offset j - i, from -(S - 1), not by sender j.
     may: boolean, of four dimensions that broadcast to (B, H, T, S), True = may attend; who may see nobody gets zeros.
     """
     if q_rel is None:
         q_rel, k_rel = q.new_zeros(len(q), 0, q.size(2), 1), q.new_zeros(len(q), 0, k.size(2), 1)
     exact = torch.promote_types(q.dtype, torch.float32)
+    q = q.to(exact) * (q.size(-1) ** -0.5 if scale is None else scale)
+    q_rel = q_rel.to(exact) * q_rel.size(-1) ** -0.5
     # features first in memory: products with narrow heads are up to three times as fast so
     k, v, k_rel = (x.to(exact).mT.contiguous().mT for x in (k, v, k_rel))
     hidden = None if may is None else (~may).expand(len(q), -1, q.size(2), k.size(2))
     seed = int(torch.randint(2 ** 62, ())) if dropout else 0
-    return Blocks.apply(q.to(exact), k, v, q_rel.to(exact), k_rel, hidden, causal, dropout, seed, relative)
+    return Blocks.apply(q, k, v, q_rel, k_rel, hidden, causal, dropout, seed, relative)
 
 
 def without_autocast(f):
-    """It would round what is float32 here."""
+    """Autocast would round to half precision what is float32 here."""
     def run(ctx, first, *others):
         with torch.autocast(first.device.type, enabled=False):
             return f(ctx, first, *others)
@@ -65,7 +69,7 @@ class Blocks(torch.autograd.Function):
         B, H, T, _ = q.shape
         o, m = q.new_empty(B, H, T, v.size(-1)), q.new_empty(B, T, H, q_rel.size(1))
         for b, i, j, _, dropped, r, room in each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
-            w, of = (by_offset(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
+            w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
             o[b, :, i] = product(w, v[b % len(v), :, of])                          # sum_j alpha_hij v_hj
             torch.bmm(dropped.transpose(0, 1), r.permute(1, 2, 0), out=m[b, i])    # sum_j alpha_hij r_lij
         ctx.save_for_backward(q, k, v, q_rel, k_rel, hidden, o, m)
@@ -86,15 +90,16 @@ class Blocks(torch.autograd.Function):
         d_k, d_v, d_k_rel = (torch.zeros_like(x.mT, memory_format=torch.contiguous_format) for x in (k, v, k_rel))
         for b, i, j, alpha, dropped, r, room in each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
             R, n, e = r.shape
-            w, of = (by_offset(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
+            w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
             d_alpha = product(d_o[b, :, i], v[b % len(v), :, of].mT, out=room("d_alpha", *w.shape))
-            d_alpha = by_sender(d_alpha, e) if relative else d_alpha               # (H, n, e)
-            from_m = torch.bmm(d_m[b, i], r.transpose(0, 1), out=room("scores", n, H, e))
-            d_alpha += from_m.transpose(0, 1)
+            d_alpha = unskew(d_alpha, e) if relative else d_alpha                  # (H, n, e)
             add_product(d_v[b % len(v), :, :, of], d_o[b, :, i], w)
-            d_r = torch.bmm(d_m[b, i].mT, dropped.transpose(0, 1), out=room("r", n, R, e)).transpose(0, 1)
-            d_q_rel[b, :, i] = torch.bmm(d_r, k_rel[b, :, j])
-            d_k_rel[b, :, :, j] += torch.bmm(q_rel[b, :, i].mT, d_r)
+            if R:
+                from_m = torch.bmm(d_m[b, i], r.transpose(0, 1), out=room("scores", n, H, e))
+                d_alpha += from_m.transpose(0, 1)
+                d_r = torch.bmm(d_m[b, i].mT, dropped.transpose(0, 1), out=room("r", n, R, e)).transpose(0, 1)
+                d_q_rel[b, :, i] = torch.bmm(d_r, k_rel[b, :, j])
+                d_k_rel[b, :, :, j] += torch.bmm(q_rel[b, :, i].mT, d_r)
             d_score = d_alpha.mul_(dropped).addcmul_(alpha, D[b, :, i], value=-1)  # alpha (c alpha' - D)
             d_q[b, :, i] = product(d_score, k[b, :, j])
             add_product(d_k[b, :, :, j], q[b, :, i], d_score)
@@ -113,7 +118,7 @@ def each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
 
     def room(name, *shape):
         if name not in memory:
-            memory[name] = q.new_empty(max(H, R) * rows * (S + rows))
+            memory[name] = q.new_empty((R if name == "r" else H) * rows * (S + rows))
         return memory[name][:math.prod(shape)].view(shape)
 
     future = torch.full((rows, rows), -math.inf, dtype=q.dtype, device=q.device).triu(1) if causal else None
@@ -154,16 +159,19 @@ def add_product(total, x, y):
     total.add_(torch.bmm(x.mT, y))
 
 
-def by_offset(alpha, room):
+def skew(alpha, room):
     """(H, n, e) by sender -> (H, n, n + e - 1) by offset j - i: row i stands i places further left, zeros around it."""
     H, n, e = alpha.shape
-    wide = room("by offset", H, n, n + e - 1).zero_()
-    by_sender(wide, e).copy_(alpha)
+    wide = room("skewed", H, n, n + e - 1).zero_()
+    unskew(wide, e).copy_(alpha)
     return wide
 
 
-def by_sender(wide, e):
-    """The way back, (H, n, n + e - 1) -> (H, n, e), as a view: read along the diagonals, with a stride one shorter."""
+def unskew(wide, e):
+    """The way back, (H, n, n + e - 1) -> (H, n, e), as a view: read along the diagonals, with a stride one shorter.
+
+    `wide` must begin where its memory begins, as all of `room` does: as_strided counts from there.
+    """
     H, n, L = wide.shape
     return wide.as_strided((H, n, e), (n * L, L - 1, 1), n - 1)
 

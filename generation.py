@@ -4,9 +4,10 @@
         ...
 
 What is read once need not be read again: keys and values (of relational heads also relation keys and symbols) stay in
-a cache, so that a new token costs one position instead of the whole context. When the context is full, its oldest half
-is dropped and the rest read anew, with or without a cache: both then see the same tokens at the same positions, give
-equal logits, and keep no more than max_len tokens however long the text becomes.
+a cache, so that a new token costs one position instead of the whole context (and of relative symbols the projection of
+their table). When the context is full, its oldest half is dropped and the rest read anew, with or without a cache: both
+then see the same tokens at the same positions, give equal logits, and keep no more than max_len tokens however long the
+text becomes.
 """
 import torch
 
@@ -35,7 +36,7 @@ def stream(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=Non
         model.train(was_training)
 
 
-@torch.inference_mode()
+@torch.inference_mode()                       # cheaper than no_grad; what `stream` yields is made outside, and usable
 def read(model, unread, caches):
     """What may follow these tokens (B, T) and those in the caches: logits of the last position, (B, vocab_size)."""
     x = model.stack(model.embedding(unread), causal=True, caches=caches)             # (B, T, d_model)

@@ -156,7 +156,6 @@ class RelationalAttention(nn.Module):
 
     def blocked(self, q, k, q_rel, k_rel, symbols, causal, mask):
         """The same a (B, H, T, d_h), a block of receivers at a time."""
-        q, q_rel = q * q.size(-1) ** -0.5, q_rel * self.rel_proj_dim ** -0.5
         relative = isinstance(symbols, PositionRelativeSymbols)
         if relative:
             symbols = symbols.table(q.size(2), k.size(2), self.W_s, self.n_kv_heads)[None]     # s_{j-i} W_s by offset
@@ -194,7 +193,7 @@ class RelationalCrossAttention(Attention):
         dropout = self.dropout if self.training else 0.0
         if isinstance(symbols, PositionRelativeSymbols):
             table = symbols.table(q.size(2), k.size(2), self.W_v, self.n_kv_heads)             # (G, T+S, d_h)
-            a, _ = attend_in_blocks(q * q.size(-1) ** -0.5, k, table[None], relative=True, causal=causal,
+            a, _ = attend_in_blocks(q, k, table[None], relative=True, causal=causal,
                                     may=may_attend(False, mask, q, k), dropout=dropout)
             return self.W_o(merge_heads(a.type_as(q)))
         symbols = symbols if symbols.dim() == 3 else symbols[None]

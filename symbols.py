@@ -37,7 +37,7 @@ class PositionRelativeSymbols(nn.Module):
     """s_{j-i} depends on where j stands as seen from i; offsets beyond max_distance share the last symbol.
 
     Such a symbol belongs to a *pair*, so there is no tensor (T, d_model) to hand out: the module itself is given to
-    relational attention, which brings its weights here (`weighted_sum`).
+    relational attention, which brings its weights here (`weighted_sum`) or takes the symbols by offset (`table`).
     """
 
     def __init__(self, d_model, max_distance):

@@ -59,15 +59,18 @@ def match_parameters(cfg, target, count_parameters):
 
 
 def choose_device(name="auto", dtype="auto"):
-    """-> torch.device, dtype to compute in, and one line that says why. 'auto' takes the best there is."""
+    """-> torch.device, dtype to compute in, and one line that says why. 'auto' takes the best there is.
+
+    On a GPU it also decides whether products of float32 may use TF32: yes, unless float32 was asked for.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from None
-    if device.type == "cuda" and dtype != "float32":
-        torch.set_float32_matmul_precision("high")                    # TF32 where bfloat16 is too coarse: blocked.py
+    if device.type == "cuda":                                         # TF32: where bfloat16 is too coarse, blocked.py
+        torch.set_float32_matmul_precision("highest" if dtype == "float32" else "high")
     if dtype != "auto":
         return device, getattr(torch, dtype), f"{device}, {dtype} as asked for"
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
@@ -129,7 +132,8 @@ def reseed(seed, step, rank=0):
 ROOT = Path(__file__).parent
 CODE = ("attention.py", "relational_attention.py", "blocked.py", "symbols.py", "config.py", "model.py", "training.py")
 # Options that do not define a run: where it computes, reads and writes; which other runs are made or drawn beside it;
-# how a step is cut into pieces, which changes it by rounding only; what the finished model is tested on besides.
+# how a step is cut into pieces, which changes it by rounding (and by which neurons drop out) only; what the finished
+# model is tested on besides.
 NOT_COMPARED = ("device", "out_dir", "data_dir", "workers", "resume", "baseline", "match_params", "sweep", "paper",
                 "micro_batch", "recompute", "test_data")
 # In its folder's name heads and seed stand first, without their options' names; the vocabulary is the tokenizer's, and
