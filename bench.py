@@ -13,7 +13,7 @@ import platform
 import re
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
@@ -313,7 +313,8 @@ def main(argv=None):
     machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     machine = f"{machine}, {torch.get_num_threads()} threads"
     print(f"device: {why}; {machine}; torch {torch.__version__}")
-    result = dict(machine=machine, torch=torch.__version__, options=asdict(replace(o, n=0)))
+    options = {name: value for name, value in asdict(o).items() if name not in ("n", "out_dir")}
+    result = dict(machine=machine, torch=torch.__version__, options=options)
     if o.part in ("all", "attention"):
         print(f"\nForward and backward of {o.n_ra} of {o.n_heads} heads, d_model {o.d_model}, batch {o.batch_size}"
               f"{', causal' * o.causal}: time, and times that of self-attention; * the form that the rule takes\n")
