@@ -11,6 +11,8 @@ Shapes: B batch, T queries, S keys, H heads, G key/value heads (G < H: grouped-q
 In self-attention the T queries are always the *last* T of the S positions: T = S when a whole sequence is read, T = 1
 when a cached model writes its next token. That one rule fixes the causal mask and the relative offsets j - i.
 """
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -65,8 +67,15 @@ def may_attend(causal, mask, q, k):
         mask = mask[:, None, None, :]                                  # (B, 1, 1, S)
     if not causal or T == 1:                                           # the newest token may look at all before it
         return mask
-    past = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    past = (up_to_now.__wrapped__ if torch.compiler.is_compiling() else up_to_now)(T, S, q.device)
     return past if mask is None else past & mask
+
+
+@functools.lru_cache(maxsize=1)                                        # all layers ask for the same one
+def up_to_now(T, S, device):
+    """(T, S), True where key j is not later than query i."""
+    with torch.inference_mode(False):                                  # or training could not use what generation made
+        return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
 def shared_by_heads(x, n_heads):

@@ -23,11 +23,13 @@ alpha (c alpha' - D). No c is kept either: it is drawn again, from a seed that e
 
 Without relations (R = 0) this is self-attention with linear memory where PyTorch has none: on a CPU with dropout.
 """
+import functools
 import math
 
 import torch
 
-ROWS = 128              # queries of a block, at most: enough for fast products, few enough for little memory
+ROWS = 128              # queries of a block on a CPU: enough for fast products, few enough to be near the processor
+PAIRS = 2 ** 21         # i, j in a block of all sequences on a GPU: enough to hide what it costs to launch one
 
 
 @torch.compiler.disable     # torch.compile would unroll the loop, and compile for minutes
@@ -40,16 +42,22 @@ def attend_in_blocks(q, k, v, q_rel=None, k_rel=None, *, causal=False, may=None,
     v (B or 1, G, S, d_v). relative: v (1, G, >= T + S - 1, d_v) by offset j - i, from -(S - 1), not by sender j.
     may: boolean, of four dimensions that broadcast to (B, H, T, S), True = may attend; who may see nobody gets zeros.
     """
+    B, H, T, d_h = q.shape
     if q_rel is None:
-        q_rel, k_rel = q.new_zeros(len(q), 0, q.size(2), 1), q.new_zeros(len(q), 0, k.size(2), 1)
+        q_rel, k_rel = q.new_zeros(B, 0, T, 1), q.new_zeros(B, 0, k.size(2), 1)
     exact = torch.promote_types(q.dtype, torch.float32)
-    q = q.to(exact) * (q.size(-1) ** -0.5 if scale is None else scale)
-    q_rel = q_rel.to(exact) * q_rel.size(-1) ** -0.5
-    # features first in memory: products with narrow heads are up to three times as fast so
-    k, v, k_rel = (x.to(exact).mT.contiguous().mT for x in (k, v, k_rel))
-    hidden = None if may is None else (~may).expand(len(q), -1, q.size(2), k.size(2))
+
+    def sent(x, heads):
+        """(B or 1, G, S, width) -> (heads, B, S, width), features first in memory: up to three times as fast so."""
+        x = x.to(exact).expand(B, -1, -1, -1).permute(1, 0, 3, 2)[:, None]         # (G, 1, B, width, S)
+        return x.expand(-1, heads // max(1, x.size(0)), -1, -1, -1).flatten(0, 1).contiguous().mT
+
+    q, q_rel = q.to(exact) * (d_h ** -0.5 if scale is None else scale), q_rel.to(exact) * q_rel.size(-1) ** -0.5
+    hidden = None if may is None else (~may).expand(B, -1, T, k.size(2)).transpose(0, 1)
     seed = int(torch.randint(2 ** 62, ())) if dropout else 0
-    return Blocks.apply(q, k, v, q_rel, k_rel, hidden, causal, dropout, seed, relative)
+    o, m = Blocks.apply(q.transpose(0, 1), sent(k, H), sent(v, H), q_rel.transpose(0, 1), sent(k_rel, q_rel.size(1)),
+                        hidden, causal, dropout, seed, relative)
+    return o.transpose(0, 1), m.transpose(1, 2)
 
 
 def without_autocast(f):
@@ -61,20 +69,23 @@ def without_autocast(f):
 
 
 class Blocks(torch.autograd.Function):
-    """The equations above. Shapes: T queries and S keys, of which a block has n and e."""
+    """The equations above, heads before sequences: q (H, B, T, d_h), k_rel (R, B, S, p), but m (B, T, H, R).
+
+    A block has g of the B sequences, n of the T queries and e of the S keys.
+    """
 
     @staticmethod
     @without_autocast
     def forward(ctx, q, k, v, q_rel, k_rel, hidden, causal, dropout, seed, relative):
-        B, H, T, _ = q.shape
-        o, m = q.new_empty(B, H, T, v.size(-1)), q.new_empty(B, T, H, q_rel.size(1))
+        H, B, T, _ = q.shape
+        o, m = q.new_empty(H, B, T, v.size(-1)), q.new_empty(B, T, H, len(q_rel))
         for b, i, j, _, dropped, r, room in each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
             w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
-            o[b, :, i] = product(w, v[b % len(v), :, of])                          # sum_j alpha_hij v_hj
-            torch.bmm(dropped.transpose(0, 1), r.permute(1, 2, 0), out=m[b, i])    # sum_j alpha_hij r_lij
+            o[:, b, i] = w @ v[:, b, of]                                           # sum_j alpha_hij v_hj
+            m[b, i] = dropped.permute(1, 2, 0, 3) @ r.permute(1, 2, 3, 0)          # sum_j alpha_hij r_lij
         ctx.save_for_backward(q, k, v, q_rel, k_rel, hidden, o, m)
         ctx.how = causal, dropout, seed, relative
-        return o, m.transpose(1, 2)
+        return o, m
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -82,98 +93,94 @@ class Blocks(torch.autograd.Function):
     def backward(ctx, d_o, d_m):
         q, k, v, q_rel, k_rel, hidden, o, m = ctx.saved_tensors
         causal, dropout, seed, relative = ctx.how
-        B, H, T, _ = q.shape
-        d_m = d_m.transpose(1, 2)                                                  # (B, T, H, R), as m
-        D = (d_o * o).sum(-1, keepdim=True) + (d_m * m).sum(-1).mT[..., None]      # (B, H, T, 1)
+        T = q.size(2)
+        D = (d_o * o).sum(-1, keepdim=True) + (d_m * m).sum(-1).permute(2, 0, 1)[..., None]        # (H, B, T, 1)
         d_q, d_q_rel = torch.empty_like(q), torch.empty_like(q_rel)
         # features first, as k, v and k_rel are
         d_k, d_v, d_k_rel = (torch.zeros_like(x.mT, memory_format=torch.contiguous_format) for x in (k, v, k_rel))
         for b, i, j, alpha, dropped, r, room in each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
-            R, n, e = r.shape
+            H, g, n, e = alpha.shape
             w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
-            d_alpha = product(d_o[b, :, i], v[b % len(v), :, of].mT, out=room("d_alpha", *w.shape))
-            d_alpha = unskew(d_alpha, e) if relative else d_alpha                  # (H, n, e)
-            add_product(d_v[b % len(v), :, :, of], d_o[b, :, i], w)
-            if R:
-                from_m = torch.bmm(d_m[b, i], r.transpose(0, 1), out=room("scores", n, H, e))
-                d_alpha += from_m.transpose(0, 1)
-                d_r = torch.bmm(d_m[b, i].mT, dropped.transpose(0, 1), out=room("r", n, R, e)).transpose(0, 1)
-                d_q_rel[b, :, i] = torch.bmm(d_r, k_rel[b, :, j])
-                d_k_rel[b, :, :, j] += torch.bmm(q_rel[b, :, i].mT, d_r)
-            d_score = d_alpha.mul_(dropped).addcmul_(alpha, D[b, :, i], value=-1)  # alpha (c alpha' - D)
-            d_q[b, :, i] = product(d_score, k[b, :, j])
-            add_product(d_k[b, :, :, j], q[b, :, i], d_score)
+            d_alpha = torch.matmul(d_o[:, b, i], v[:, b, of].mT, out=room("d_alpha", *w.shape))
+            d_alpha = unskew(d_alpha, e) if relative else d_alpha                  # (H, g, n, e)
+            d_v[:, b, :, of] += d_o[:, b, i].mT @ w
+            if len(r):
+                from_m = torch.matmul(d_m[b, i], r.permute(1, 2, 0, 3), out=room("scores", g, n, H, e))
+                d_alpha += from_m.permute(2, 0, 1, 3)
+                d_r = torch.matmul(d_m[b, i].mT, dropped.permute(1, 2, 0, 3), out=room("r", g, n, len(r), e))
+                d_r = d_r.permute(2, 0, 1, 3).flatten(0, 1).unflatten(0, (-1, g))  # (R, g, n, e), copied if g > 1
+                d_q_rel[:, b, i] = d_r @ k_rel[:, b, j]
+                d_k_rel[:, b, :, j] += q_rel[:, b, i].mT @ d_r
+            d_score = d_alpha.mul_(dropped).addcmul_(alpha, D[:, b, i], value=-1)  # alpha (c alpha' - D)
+            d_q[:, b, i] = d_score @ k[:, b, j]
+            d_k[:, b, :, j] += q[:, b, i].mT @ d_score
         return d_q, d_k.mT, d_v.mT, d_q_rel, d_k_rel.mT, None, None, None, None, None
 
 
+def block_size(B, T, S, device):
+    """How many sequences and how many queries a block has: all sequences on a GPU, one on a CPU."""
+    g, rows = (1, ROWS) if device.type == "cpu" else (B, max(16, PAIRS // (B * S)))
+    return g, math.ceil(T / math.ceil(T / rows))                                   # 257: 86 + 86 + 85, not 128 + 128 + 1
+
+
 def each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
-    """Yields b, the queries i, the keys j, alpha (H, n, e), alpha after dropout, r (R, n, e), and room for more.
+    """Yields sequences b, queries i, keys j, alpha (H, g, n, e), alpha after dropout, r (R, g, n, e), room for more.
 
     room(name, ...) is a tensor of that shape in memory that all blocks use in turn (all of these are overwritten for
     the next block): on a CPU, memory that is asked for anew costs more than the work in it.
     """
-    (B, H, T, _), S, R = q.shape, k.size(2), q_rel.size(1)
-    rows = math.ceil(T / math.ceil(T / ROWS))                                     # 257: 86 + 86 + 85, not 128 + 128 + 1
+    (H, B, T, _), S, R = q.shape, k.size(2), len(q_rel)
+    g, rows = block_size(B, T, S, q.device)
     memory = {}
 
     def room(name, *shape):
         if name not in memory:
-            memory[name] = q.new_empty((R if name == "r" else H) * rows * (S + rows))
+            memory[name] = q.new_empty((R if name == "r" else H) * g * rows * (S + rows))
         return memory[name][:math.prod(shape)].view(shape)
 
-    future = torch.full((rows, rows), -math.inf, dtype=q.dtype, device=q.device).triu(1) if causal else None
-    for b in range(B):
+    for b in (slice(start, start + g) for start in range(0, B, g)):
         for start in range(0, T, rows):
             i = slice(start, min(start + rows, T))
             j = slice(0, S - T + i.stop if causal else S)                          # whom the last of them may see
             n, e = i.stop - i.start, j.stop
-            scores = product(q[b, :, i], k[b, :, j].mT, out=room("scores", H, n, e))
+            scores = torch.matmul(q[:, b, i], k[:, b, j].mT, out=room("scores", H, g, n, e))
             if causal:
-                scores[..., e - n:] += future[:n, :n]
+                scores[..., e - n:] += future(n, q.dtype, q.device)
             if hidden is not None:
-                scores.masked_fill_(hidden[b, :, i, j], torch.finfo(q.dtype).min)
-            alpha = torch.softmax(scores, -1, out=room("alpha", H, n, e))
+                scores.masked_fill_(hidden[:, b, i, j], torch.finfo(q.dtype).min)
+            alpha = torch.softmax(scores, -1, out=room("alpha", H, g, n, e))
             if hidden is not None:
-                alpha.masked_fill_(hidden[b, :, i, j], 0.0)
+                alpha.masked_fill_(hidden[:, b, i, j], 0.0)
             dropped = alpha
             if dropout:
                 seed += 1
-                kept = room("dropped", H, n, e).uniform_(generator=torch.Generator(q.device).manual_seed(seed))
+                kept = room("dropped", H, g, n, e).uniform_(generator=torch.Generator(q.device).manual_seed(seed))
                 dropped = kept.ge_(dropout).mul_(alpha).mul_(1 / (1 - dropout))
-            r = torch.bmm(q_rel[b, :, i], k_rel[b, :, j].mT, out=room("r", R, n, e))
+            r = torch.matmul(q_rel[:, b, i], k_rel[:, b, j].mT, out=room("r", R, g, n, e))
             yield b, i, j, alpha, dropped, r, room
 
 
-def product(x, y, out=None):
-    """x (H, n, c) times y (G, c, w), each of which serves H / G heads: (H, n, w)."""
-    H, n, _ = x.shape
-    G, _, w = y.shape
-    out = out if out is None else out.view(G, -1, w)
-    return torch.bmm(x.reshape(G, H // G * n, -1), y, out=out).view(H, n, w)
-
-
-def add_product(total, x, y):
-    """total (G, c, e) += x^T y, summed over the H / G heads that share it; x (H, n, c), y (H, n, e)."""
-    G = len(total)
-    x, y = (a.reshape(G, -1, a.size(-1)) for a in (x, y))
-    total.add_(torch.bmm(x.mT, y))
+@functools.lru_cache(maxsize=2)                                                    # blocks have one length or two
+def future(n, dtype, device):
+    """(n, n), minus infinity where key j is later than query i."""
+    return torch.full((n, n), -math.inf, dtype=dtype, device=device).triu(1)
 
 
 def skew(alpha, room):
-    """(H, n, e) by sender -> (H, n, n + e - 1) by offset j - i: row i stands i places further left, zeros around it."""
-    H, n, e = alpha.shape
-    wide = room("skewed", H, n, n + e - 1).zero_()
+    """(.., n, e) by sender -> (.., n, n + e - 1) by offset j - i: row i stands i places further left, zeros around."""
+    *heads, n, e = alpha.shape
+    wide = room("skewed", *heads, n, n + e - 1).zero_()
     unskew(wide, e).copy_(alpha)
     return wide
 
 
 def unskew(wide, e):
-    """The way back, (H, n, n + e - 1) -> (H, n, e), as a view: read along the diagonals, with a stride one shorter.
+    """The way back, (H, g, n, n + e - 1) -> (H, g, n, e), as a view: along the diagonals, with a stride one shorter.
 
     `wide` must begin where its memory begins, as all of `room` does: as_strided counts from there.
     """
-    H, n, L = wide.shape
-    return wide.as_strided((H, n, e), (n * L, L - 1, 1), n - 1)
+    H, g, n, L = wide.shape
+    return wide.as_strided((H, g, n, e), (g * n * L, n * L, L - 1, 1), n - 1)
 
 
 def offsets(i, j, T):

@@ -51,9 +51,10 @@ class PositionRelativeSymbols(nn.Module):
 
     def table(self, T, S, W_s, n_kv_heads):
         """s_o W_s of each offset o = j - i that occurs, from 1 - S to T - 1, and one to spare: (G, T+S, d_h)."""
-        offset = torch.arange(T + S, device=self.library.device) - (S - 1)
-        row = offset.clamp(-self.max_distance, self.max_distance) + self.max_distance
-        return split_heads(W_s(self.library)[None], n_kv_heads)[0][:, row]
+        first, last = self.max_distance + 1 - S, self.max_distance + T                         # rows of the library,
+        beyond = max(0, -first), max(0, last + 1 - len(self.library))                          # had it enough of them
+        table = split_heads(W_s(self.library[max(0, first):last + 1])[None], n_kv_heads)       # (1, G, .., d_h)
+        return F.pad(table, (0, 0, *beyond), mode="replicate")[0]
 
     def weighted_sum(self, alpha, W_s, n_kv_heads):
         """sum_j alpha_ij s_{j-i} W_s for alpha (B, H, T, S) -> (B, H, T, d_h).

@@ -40,11 +40,16 @@ def outputs_and_gradients(form, m, symbols, x, how, monkeypatch):
     return [out, *torch.autograd.grad((out * weight).sum(), [x, *m.parameters(), *symbols.parameters()])]
 
 
-@pytest.mark.parametrize("rows", [1, 3, 128])
+def in_blocks_of(rows, monkeypatch, on_gpu=False):
+    """Makes blocks as large as this: of one sequence, as on a CPU, or of all of them, as on a GPU."""
+    monkeypatch.setattr(blocked, "block_size", lambda B, T, S, device: (B if on_gpu else 1, min(rows, T)))
+
+
+@pytest.mark.parametrize("rows, on_gpu", [(1, False), (3, True), (128, False)])
 @pytest.mark.parametrize("seed", range(40))
-def test_all_forms_are_one(seed, rows, monkeypatch):
+def test_all_forms_are_one(seed, rows, on_gpu, monkeypatch):
     """120 random settings: outputs and gradients of the forms agree to 1e-10 (sizes are odd, so blocks are uneven)."""
-    monkeypatch.setattr(blocked, "ROWS", rows)
+    in_blocks_of(rows, monkeypatch, on_gpu)
     m, symbols, x, how = draw(seed * 3 + rows)
     forms = ["blocked"] if isinstance(symbols, PositionRelativeSymbols) else ["blocked", "fast"]
     literal = outputs_and_gradients("literal", m, symbols, x, how, monkeypatch)
@@ -61,10 +66,11 @@ def operands(B=2, H=2, G=1, T=3, S=5, R=2, relative=False):
     return random(B, H, T, 4), random(B, G, S, 4), v, random(B, R, T, 2), random(B, R, S, 2)
 
 
-@pytest.mark.parametrize("relative", [False, True])
-@pytest.mark.parametrize("causal, masked, dropout", [(False, False, 0.0), (True, True, 0.0), (True, False, 0.4)])
-def test_derivatives_are_those_of_finite_differences(causal, masked, dropout, relative, monkeypatch):
-    monkeypatch.setattr(blocked, "ROWS", 2)
+@pytest.mark.parametrize("causal, masked, dropout, relative, on_gpu", [
+    (False, False, 0.0, False, False), (True, True, 0.0, True, False), (True, False, 0.4, False, False),
+    (True, False, 0.4, True, True), (False, True, 0.0, False, True)])
+def test_derivatives_are_those_of_finite_differences(causal, masked, dropout, relative, on_gpu, monkeypatch):
+    in_blocks_of(2, monkeypatch, on_gpu)
     may = torch.rand(2, 1, 3, 5) < 0.6 if masked else None
 
     def f(*tensors):
@@ -110,6 +116,16 @@ def test_memory_is_linear_in_the_length(Heads, how, largest_tensor):
     with largest_tensor() as largest:
         m(x, *[symbols] * (Heads is RelationalAttention), causal=True, mask=mask).sum().backward()
     assert largest.numel < n * n / 3
+
+
+@pytest.mark.parametrize("B, T, S", [(1, 257, 257), (8, 1024, 1024), (3, 1, 5000), (64, 2 ** 15, 2 ** 15)])
+def test_a_block_is_bounded_and_all_have_nearly_one_length(B, T, S):
+    """On a CPU 128 queries of one sequence; on a GPU about 2^21 pairs of all of them, or 16 queries."""
+    for device, most in (("cpu", 128), ("cuda", max(16, 2 ** 21 // (B * S)))):
+        g, rows = blocked.block_size(B, T, S, torch.device(device))
+        n_blocks = -(-T // rows)
+        assert g == (B if device == "cuda" else 1) and rows <= most and n_blocks == -(-T // most)
+        assert n_blocks * rows - T < n_blocks
 
 
 def test_causal_blocks_skip_the_future():

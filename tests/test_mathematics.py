@@ -30,11 +30,11 @@ generated = lru_cache(generate)                                       # for what
 
 @pytest.mark.parametrize("module, level", GRID)
 def test_every_answer_is_right(module, level):
-    """2,000 problems, solved from their text by a program that shares no line with the generator (solver.py)."""
-    pairs = generated(module, level, 2000, seed=1)
+    """1,000 problems, solved from their text by a program that shares no line with the generator (solver.py)."""
+    pairs = generated(module, level, 2000, seed=1)[:1000]
     assert [(q, a) for q, a in pairs if solve(module, q) != a] == []
     assert all(len(q) <= 160 and len(a) <= 30 for q, a in pairs)
-    assert len(set(pairs)) > 1500
+    assert len(set(pairs)) > 750
 
 
 @real_data

@@ -5,8 +5,10 @@ from itertools import product
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import MLP, DecoderBlock, DualAttention, LanguageModel, Stack, TransformerConfig
+from relational_attention import RelationalAttention
 
 SMALL = dict(vocab_size=13, d_model=16, n_layers=2, n_heads=4, n_ra=2, max_len=12, n_symbols=6, symbol_heads=2)
 SYMBOLS, POSITIONS = ["symbolic", "relative", "positional"], ["rope", "learned", "sinusoidal"]
@@ -195,6 +197,31 @@ def test_the_cache_keeps_relation_keys_once_and_not_per_head():
     heads = {name: (buffer.size(1), buffer.size(3)) for name, buffer in caches[0].buffers.items()}
     assert heads == {"k": (2, 4), "v": (2, 4), "k_attn": (2, 4), "k_rel": (2, 4), "s W_s": (2, 4)}
     assert all(buffer.size(2) == 12 for buffer in caches[0].buffers.values())       # room for max_len: bounded
+
+
+class Operations(TorchDispatchMode):
+    """Notes the names of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("form", ["literal", "blocked"])
+@pytest.mark.parametrize("symbols", SYMBOLS)
+def test_masks_are_made_once_for_all_layers_and_steps(symbols, form, monkeypatch):
+    """Those that generation made can be trained with, and no positions are looked up in index tensors."""
+    monkeypatch.setattr(RelationalAttention, "choose_form", lambda self, *args: getattr(self, form))
+    m, idx = make(symbols=symbols), torch.randint(13, (2, 9))
+    with torch.inference_mode():
+        m(idx)
+    with Operations() as made:
+        m(idx, idx)[1].backward()
+    assert "bmm" in made.names and not made.names & {"tril", "triu", "arange", "index"}
 
 
 def test_the_loss_is_the_mean_cross_entropy_over_counted_targets():

@@ -264,7 +264,7 @@ def alive(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_kill_loses_only_the_cells_in_flight_and_leaves_no_process_behind(here, tmp_path, how):
     command = ["--seed=1", "--n_ra=2,1", "--workers=2", "--train_size=20,400"]
     process = subprocess.Popen([sys.executable, "train_relgames.py", *TINY, f"--out_dir={tmp_path / 'out'}", *command,
@@ -277,7 +277,7 @@ def test_a_kill_loses_only_the_cells_in_flight_and_leaves_no_process_behind(here
     workers = children(process.pid)
     process.send_signal(how)
     _, error = process.communicate(timeout=30)
-    assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: -15}[how]
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[how]
     assert "Traceback" not in error
     while any(map(alive, workers)) and time.time() < deadline:
         time.sleep(0.1)

@@ -1,9 +1,7 @@
 """train_seq2seq.py as a user meets it."""
 import csv
-import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ from data import mathematics
 from data.mathematics import END, MODULES, PAD, START
 from train_seq2seq import PRESETS, Config, evaluate, make_model
 
-ROOT = Path(__file__).parent.parent
 TINY = ["--d_model=16", "--d_ff=16", "--n_layers=1", "--n_heads=2", "--n_ra=1", "--batch_size=4", "--train_size=30",
         "--val_size=6", "--warmup_steps=2", "--max_steps=8", "--eval_every=4", "--log_every=2", "--device=cpu"]
 CPU = torch.device("cpu")
@@ -328,16 +325,14 @@ def test_wrong_input_is_one_clear_line(wrong, words, capsys, tmp_path):
     assert words in message and message.count("\n") == 1
 
 
-def test_the_archive_that_cannot_be_had_is_one_line_and_leaves_nothing(tmp_path):
+def test_the_archive_that_cannot_be_had_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     """The real address stands in the module; here nobody listens there."""
-    code = ("from data import mathematics, stream; from functools import partial; import train_seq2seq, training, sys;"
-            "mathematics.ARCHIVE['url'] = 'http://127.0.0.1:9/a.tar.gz';"
-            "mathematics.stream_members = partial(stream.stream_members, retries=0);"
-            f"sys.argv = ['train_seq2seq.py', '--data=archive', '--data_dir={tmp_path}'];"
-            "training.start(train_seq2seq.main)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert re.search(r"could not read .*train-easy/algebra__sequence_next_term.txt", done.stderr.splitlines()[-1])
+    monkeypatch.setitem(mathematics.ARCHIVE, "url", "http://127.0.0.1:9/a.tar.gz")
+    monkeypatch.setattr(mathematics, "stream_members", partial(mathematics.stream_members, retries=0))
+    with pytest.raises(SystemExit) as error:
+        train_seq2seq.main(["--data=archive", f"--data_dir={tmp_path}"])
+    assert error.value.code == 2
+    assert re.search(r"could not read .*train-easy/algebra__sequence_next_term.txt", capsys.readouterr().err)
     assert not list(tmp_path.rglob("*.txt*"))
 
 

