@@ -140,7 +140,7 @@ def attention_case(case, o, n, device, dtype):
 def chosen(o, n, device):
     """The form that the rule takes for n tokens."""
     m = RelationalAttention(o.d_model, o.n_ra, total_heads=o.n_heads)
-    q = torch.empty(1, o.n_ra, n, o.d_model // o.n_heads, device=device)
+    q = torch.empty(o.batch_size, o.n_ra, n, o.d_model // o.n_heads, device=device)
     return m.choose_form(q, q, None, o.causal, None).__name__
 
 

@@ -28,9 +28,6 @@ import math
 
 import torch
 
-ROWS = 128              # queries of a block on a CPU: enough for fast products, few enough to be near the processor
-PAIRS = 2 ** 21         # i, j in a block of all sequences on a GPU: enough to hide what it costs to launch one
-
 
 @torch.compiler.disable     # torch.compile would unroll the loop, and compile for minutes
 def attend_in_blocks(q, k, v, q_rel=None, k_rel=None, *, causal=False, may=None, dropout=0.0, relative=False,
@@ -78,7 +75,7 @@ class Blocks(torch.autograd.Function):
     @without_autocast
     def forward(ctx, q, k, v, q_rel, k_rel, hidden, causal, dropout, seed, relative):
         H, B, T, _ = q.shape
-        o, m = q.new_empty(H, B, T, v.size(-1)), q.new_empty(B, T, H, len(q_rel))
+        o, m = q.new_empty(B, H, T, v.size(-1)).transpose(0, 1), q.new_empty(B, T, H, len(q_rel))
         for b, i, j, _, dropped, r, room in each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
             w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
             o[:, b, i] = w @ v[:, b, of]                                           # sum_j alpha_hij v_hj
@@ -93,7 +90,7 @@ class Blocks(torch.autograd.Function):
     def backward(ctx, d_o, d_m):
         q, k, v, q_rel, k_rel, hidden, o, m = ctx.saved_tensors
         causal, dropout, seed, relative = ctx.how
-        T = q.size(2)
+        T, d_m = q.size(2), d_m.clone(memory_format=torch.contiguous_format)       # bmm takes odd strides one by one
         D = (d_o * o).sum(-1, keepdim=True) + (d_m * m).sum(-1).permute(2, 0, 1)[..., None]        # (H, B, T, 1)
         d_q, d_q_rel = torch.empty_like(q), torch.empty_like(q_rel)
         # features first, as k, v and k_rel are
@@ -117,9 +114,14 @@ class Blocks(torch.autograd.Function):
         return d_q, d_k.mT, d_v.mT, d_q_rel, d_k_rel.mT, None, None, None, None, None
 
 
-def block_size(B, T, S, device):
-    """How many sequences and how many queries a block has: all sequences on a GPU, one on a CPU."""
-    g, rows = (1, ROWS) if device.type == "cpu" else (B, max(16, PAIRS // (B * S)))
+def block_size(B, H, R, T, S, device):
+    """How many sequences and how many queries a block has, by what its alpha or r may hold.
+
+    On a CPU one sequence: enough numbers that starting operations costs little, few enough to be near the processor.
+    On a GPU all sequences, and many numbers: what costs there is to launch kernels. (Reckoned, not yet measured.)
+    """
+    g, numbers, least = (1, 2 ** 19, 128) if device.type == "cpu" else (B, 2 ** 24, 16)
+    rows = max(least, numbers // (g * max(H, R) * S))
     return g, math.ceil(T / math.ceil(T / rows))                                   # 257: 86 + 86 + 85, not 128 + 128 + 1
 
 
@@ -130,7 +132,7 @@ def each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
     the next block): on a CPU, memory that is asked for anew costs more than the work in it.
     """
     (H, B, T, _), S, R = q.shape, k.size(2), len(q_rel)
-    g, rows = block_size(B, T, S, q.device)
+    g, rows = block_size(B, H, R, T, S, q.device)
     memory = {}
 
     def room(name, *shape):

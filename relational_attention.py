@@ -41,8 +41,8 @@ REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoi
 # When one form is faster than another, as measured on a CPU (bench.py):
 SMALL = 24_576          # the fast form beats the blocked one while its values, S (R p + d_h) numbers, are few; half as
                         # many if causal, for blocks skip the future
-FEW = 2 ** 12           # the literal form beats the blocked one while a sequence's alpha and r have fewer numbers than
-                        # this times d_h + p, or times 64: what is wide costs more to compute twice
+FEW = 2 ** 17           # the literal form beats the blocked one while alpha and r of a sequence have few numbers,
+BATCH = 3 * 2 ** 14     # or those of the whole batch: so many times d_h + p or 64, whichever is less; if causal, half
 
 
 class RelationalAttention(nn.Module):
@@ -113,7 +113,9 @@ class RelationalAttention(nn.Module):
                  and not isinstance(symbols, PositionRelativeSymbols)              # these are no values of j alone
                  and not (on_cpu and self.dropout and self.training)               # this kernel keeps n x n weights
                  and not (causal and mask is not None))                            # this one takes an n x n mask
-        few = width ** 3 / 4 if fused else FEW * min(64, d_h + self.rel_proj_dim)  # 16,000 at 40, 128,000 at 80: fitted
+        whole_batch = BATCH * min(64, d_h + self.rel_proj_dim) / (1 + causal)      # what is wide costs more to redo
+        # beside the fast form 16,000 where it is 40 wide, 128,000 where it is 80: fitted
+        few = width ** 3 / 4 if fused else max(FEW, whole_batch / len(q))
         if T == 1 or T * S * (self.n_heads + self.n_relations) < few:              # so many numbers in alpha and r
             return self.literal
         return self.fast if fused else self.blocked

@@ -42,7 +42,7 @@ def outputs_and_gradients(form, m, symbols, x, how, monkeypatch):
 
 def in_blocks_of(rows, monkeypatch, on_gpu=False):
     """Makes blocks as large as this: of one sequence, as on a CPU, or of all of them, as on a GPU."""
-    monkeypatch.setattr(blocked, "block_size", lambda B, T, S, device: (B if on_gpu else 1, min(rows, T)))
+    monkeypatch.setattr(blocked, "block_size", lambda B, H, R, T, S, device: (B if on_gpu else 1, min(rows, T)))
 
 
 @pytest.mark.parametrize("rows, on_gpu", [(1, False), (3, True), (128, False)])
@@ -118,19 +118,21 @@ def test_memory_is_linear_in_the_length(Heads, how, largest_tensor):
     assert largest.numel < n * n / 3
 
 
-@pytest.mark.parametrize("B, T, S", [(1, 257, 257), (8, 1024, 1024), (3, 1, 5000), (64, 2 ** 15, 2 ** 15)])
-def test_a_block_is_bounded_and_all_have_nearly_one_length(B, T, S):
-    """On a CPU 128 queries of one sequence; on a GPU about 2^21 pairs of all of them, or 16 queries."""
-    for device, most in (("cpu", 128), ("cuda", max(16, 2 ** 21 // (B * S)))):
-        g, rows = blocked.block_size(B, T, S, torch.device(device))
+@pytest.mark.parametrize("B, H, R, T, S", [
+    (1, 4, 4, 257, 257), (8, 4, 4, 1024, 1024), (8, 1, 1, 400, 400), (3, 2, 0, 1, 5000), (4, 8, 64, 2 ** 15, 2 ** 15)])
+def test_a_block_is_bounded_and_all_have_nearly_one_length(B, H, R, T, S):
+    for device, numbers, least in (("cpu", 2 ** 19, 128), ("cuda", 2 ** 24, 16)):
+        g, rows = blocked.block_size(B, H, R, T, S, torch.device(device))
+        assert g == (B if device == "cuda" else 1)
+        assert rows <= least or g * rows * S * max(H, R) <= numbers
         n_blocks = -(-T // rows)
-        assert g == (B if device == "cuda" else 1) and rows <= most and n_blocks == -(-T // most)
         assert n_blocks * rows - T < n_blocks
 
 
-def test_causal_blocks_skip_the_future():
+def test_causal_blocks_skip_the_future(monkeypatch):
     """At 8 blocks it computes 9/16 of the products of n x n, and the counter of PyTorch sees each of them."""
     from torch.utils.flop_counter import FlopCounterMode
+    in_blocks_of(128, monkeypatch)
     tensors, counted = operands(B=1, T=1024, S=1024), []
     for causal in (False, True):
         with FlopCounterMode(display=False) as counter:

@@ -283,22 +283,24 @@ RULE = RelationalAttention.choose_form
 @pytest.mark.parametrize("why, n, form", [
     ({}, 44, "literal"), ({}, 45, "fast"), ({}, 614, "fast"), ({}, 615, "blocked"),      # d_h = p = 8, values of 40
     (dict(causal=True), 307, "fast"), (dict(causal=True), 308, "blocked"),
-    (dict(d=128), 126, "literal"), (dict(d=128), 128, "fast"), (dict(d=128), 308, "blocked"),      # d_h = p = 16, 80
-    (dict(d=256), 181, "literal"), (dict(d=256), 182, "blocked"),                # 2^12 (32 + 32) numbers
-    (dict(d=512), 181, "literal"), (dict(d=512), 182, "blocked"),                # 2^12 64, however wide the heads are
-    (dict(d=256, n_relations=12, rel_proj_dim=32), 129, "blocked"),              # more relations: fewer tokens are few
-    (dict(relative=True), 91, "blocked"), (dict(dropout=0.1), 91, "blocked"),
-    (dict(masked=True, causal=True), 91, "blocked"), (dict(masked=True), 91, "fast"),
+    (dict(d=128), 126, "literal"), (dict(d=128), 128, "fast"), (dict(d=128), 314, "blocked"),      # d_h = p = 16, 80
+    (dict(d=256), 443, "literal"), (dict(d=256), 444, "blocked"),                # 3 2^14 (32 + 32) numbers in all
+    (dict(d=512), 443, "literal"), (dict(d=512), 444, "blocked"),                # .. 64, however wide the heads are
+    (dict(d=256, causal=True), 313, "literal"), (dict(d=256, causal=True), 314, "blocked"),        # half as many
+    (dict(d=512, batch=100), 127, "literal"), (dict(d=512, batch=100), 128, "blocked"),            # 2^17 for each
+    (dict(d=256, n_relations=12, rel_proj_dim=32), 314, "blocked"),              # more relations: fewer tokens are few
+    (dict(relative=True), 222, "blocked"), (dict(dropout=0.1), 222, "blocked"),
+    (dict(masked=True, causal=True), 222, "blocked"), (dict(masked=True), 222, "fast"),
     (dict(rel_activation="tanh"), 200, "literal")])
 def test_which_form_is_used(monkeypatch, why, n, form):
     why, used = dict(why), []
-    d, masked, causal, relative = (why.pop(name, default) for name, default in (
-        ("d", 64), ("masked", False), ("causal", False), ("relative", False)))
+    d, batch, masked, causal, relative = (why.pop(name, default) for name, default in (
+        ("d", 64), ("batch", 2), ("masked", False), ("causal", False), ("relative", False)))
     monkeypatch.setattr(RelationalAttention, "choose_form", RULE)
     for name in ("literal", "fast", "blocked"):
         original = getattr(RelationalAttention, name)
         monkeypatch.setattr(RelationalAttention, name, lambda *a, name=name, f=original: used.append(name) or f(*a))
-    m, x = RelationalAttention(d, 4, total_heads=8, **why), torch.randn(2, n, d)
+    m, x = RelationalAttention(d, 4, total_heads=8, **why), torch.randn(batch, n, d)
     mask = torch.ones(2, n, dtype=torch.bool) if masked else None
     m(x, PositionRelativeSymbols(d, 3) if relative else x, causal=causal, mask=mask)
     assert used == [form]
