@@ -20,7 +20,7 @@ looks at all T, causal or not, and looking up an embedding is free. Multiply-add
                  sum_j alpha_ij r_ij, then W_r    n T R + n R d_h
       symbols    symbolic: x W_q, F_lib, S_lib    d^2 + 2 n_symbols d           in each layer, if shared, too
                  relative, positional             0; but the relative table, projected once for each sequence, makes
-                                                  s W_s (2 max_distance + 1) / T rows for a token instead of one
+                                                  s W_s for at most 2 max_distance + 1 of 2 T offsets, not for T tokens
 
 Relational cross-attention has no relations: the same five and the symbols. share_qk saves weights, not work: both
 groups apply W_q, W_k, and both count. A frozen S_lib counts as if it had a gradient.
@@ -45,7 +45,7 @@ def per_token(cfg):
         layer += heads(cfg.n_sa)
     if cfg.n_ra:
         relative = cfg.symbols == "relative"
-        layer += heads(cfg.n_ra, 2 * (cfg.max_distance or T) + 1 if relative else T)
+        layer += heads(cfg.n_ra, min(2 * (cfg.max_distance or T) + 1, 2 * T) if relative else T)
     if cfg.n_ra and cfg.ra_type == "ra":
         R = cfg.n_relations or cfg.n_ra
         p = cfg.rel_proj_dim or cfg.n_ra * d_h // R

@@ -59,7 +59,7 @@ class PositionRelativeSymbols(nn.Module):
     def weighted_sum(self, alpha, W_s, n_kv_heads):
         """sum_j alpha_ij s_{j-i} W_s for alpha (B, H, T, S) -> (B, H, T, d_h).
 
-        The table is projected once, (2 max_distance + 1) rows, and never unfolded to T x S x d. What is unfolded is
+        The table is projected once, for the offsets that occur, and never unfolded to T x S x d. What is unfolded is
         alpha, by offset instead of by position:  sum_j alpha_ij s_{j-i} = sum_o alpha_{i,i+o} s_o.  Row i of alpha
         moves i places to the left, which is free of index arithmetic: read the padded rows with a stride one longer.
         """
