@@ -67,13 +67,14 @@ def may_attend(causal, mask, q, k):
         mask = mask[:, None, None, :]                                  # (B, 1, 1, S)
     if not causal or T == 1:                                           # the newest token may look at all before it
         return mask
+    # torch.compile looks through caches anyway, but warns of them
     past = (up_to_now.__wrapped__ if torch.compiler.is_compiling() else up_to_now)(T, S, q.device)
     return past if mask is None else past & mask
 
 
 @functools.lru_cache(maxsize=1)                                        # all layers ask for the same one
 def up_to_now(T, S, device):
-    """(T, S), True where key j is not later than query i."""
+    """(T, S), True where key j is not later than query i. Kept for the next call: not to be written to."""
     with torch.inference_mode(False):                                  # or training could not use what generation made
         return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
@@ -90,7 +91,9 @@ def attention_weights(q, k, *, causal=False, mask=None):
     may = may_attend(causal, mask, q, k)
     if may is None:
         return scores.softmax(-1)
-    return scores.masked_fill(~may, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~may, 0.0)
+    hidden = ~may
+    alpha = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1)
+    return alpha if mask is None else alpha.masked_fill(hidden, 0.0)   # without a mask everyone sees at least itself
 
 
 def attend(q, k, v, *, causal=False, mask=None, dropout=0.0, scale=None):

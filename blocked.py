@@ -1,7 +1,7 @@
 """Relational attention a block of queries at a time: exact, linear memory, on a CPU the fastest for long sequences.
 
 The values of `RelationalAttention.fast`, [k_rel, s W_s], are R p + d_h wide, and each of H heads sums all of them:
-H R p n^2 multiplications, although relations are the same for all heads. Computed once, as relations, they cost less:
+H R p n^2 multiplications for k_rel, although relations are the same for all heads. Computed once, they cost less:
 
     r_lij  =  <q_rel_i[l], k_rel_j[l]> / sqrt(p)  R p n^2
     m_hil  =  sum_j alpha_hij r_lij               H R n^2
@@ -9,17 +9,19 @@ H R p n^2 multiplications, although relations are the same for all heads. Comput
     a_hi   =  m_hi W_r_h + o_hi
 
 These alpha and r are n x n, so they are made for one block of queries, used and forgotten. Only m and o are kept, and
-the backward pass makes each block again. Write x' for the derivative of the loss by x; given m' and o' it is
+the backward pass makes each block again from the inputs. Write x' for the derivative of the loss by x; given m' and o' it is
 
     alpha'_hij  =  sum_l m'_hil r_lij + <o'_hi, v_hj>                  r'_lij  =  sum_h m'_hil alpha_hij
     score'_hij  =  alpha_hij (alpha'_hij - D_hi)                       D_hi    =  sum_j alpha_hij alpha'_hij
 
 (the last line is the softmax), where D needs no sum over j: m and o are linear in alpha, so D_hi = <m'_hi, m_hi> +
 <o'_hi, o_hi>. The rest are products of matrices: q' = score' k, k' = score'^T q, v' = alpha^T o', q_rel' = r' k_rel and
-k_rel' = r'^T q_rel, where q and q_rel are those already divided by sqrt(d_h) and sqrt(p). (No second derivatives.)
+k_rel' = r'^T q_rel, where q and q_rel are those already divided by sqrt(d_h) and sqrt(p). (These have no derivatives
+in turn: not to be differentiated twice.)
 
-Dropout multiplies alpha by c_hij, which is 0 or 1 / (1 - dropout), in m and o; hence in r' and v' too, and score' =
-alpha (c alpha' - D). No c is kept either: it is drawn again, from a seed that each block has of its own.
+Dropout puts c_hij alpha_hij in alpha's place in m and o, where c is 0 or 1 / (1 - dropout); hence in r' and v', too. If
+alpha' is the derivative by c alpha, score' = alpha (c alpha' - D) with the D of before, <m', m> + <o', o>. No c is
+kept either: it is drawn again, from a seed that each block has of its own.
 
 Without relations (R = 0) this is self-attention with linear memory where PyTorch has none: on a CPU with dropout.
 """
@@ -34,6 +36,8 @@ def attend_in_blocks(q, k, v, q_rel=None, k_rel=None, *, causal=False, may=None,
                      scale=None):
     """-> o (B, H, T, d_v) and m (B, H, T, R) as above, in float32 or, given float64, in float64.
 
+    The T queries are the last of the S positions (attention.py).
+
     q (B, H, T, d_h), k (B, G, S, d_h), q_rel (B, R, T, p), k_rel (B, R, S, p), or no relations; causal: T <= S.
     scale: of alpha's scores, 1 / sqrt(d_h) if None.
     v (B or 1, G, S, d_v). relative: v (1, G, >= T + S - 1, d_v) by offset j - i, from -(S - 1), not by sender j.
@@ -45,15 +49,16 @@ def attend_in_blocks(q, k, v, q_rel=None, k_rel=None, *, causal=False, may=None,
     exact = torch.promote_types(q.dtype, torch.float32)
 
     def sent(x, heads):
-        """(B or 1, G, S, width) -> (heads, B, S, width), features first in memory: up to three times as fast so."""
+        """(B or 1, G, S, width) -> (heads, B, S, width), a copy for each head and sequence; features first in memory,
+        which makes products up to three times as fast."""
         x = x.to(exact).expand(B, -1, -1, -1).permute(1, 0, 3, 2)[:, None]         # (G, 1, B, width, S)
-        return x.expand(-1, heads // max(1, x.size(0)), -1, -1, -1).flatten(0, 1).contiguous().mT
+        return x.expand(-1, heads // max(1, len(x)), -1, -1, -1).flatten(0, 1).contiguous().mT     # 0 // 1: no relations
 
     q, q_rel = q.to(exact) * (d_h ** -0.5 if scale is None else scale), q_rel.to(exact) * q_rel.size(-1) ** -0.5
-    hidden = None if may is None else (~may).expand(B, -1, T, k.size(2)).transpose(0, 1)
+    may = None if may is None else may.expand(B, -1, T, k.size(2)).transpose(0, 1)             # (H or 1, B, T, S)
     seed = int(torch.randint(2 ** 62, ())) if dropout else 0
     o, m = Blocks.apply(q.transpose(0, 1), sent(k, H), sent(v, H), q_rel.transpose(0, 1), sent(k_rel, q_rel.size(1)),
-                        hidden, causal, dropout, seed, relative)
+                        may, causal, dropout, seed, relative)
     return o.transpose(0, 1), m.transpose(1, 2)
 
 
@@ -66,21 +71,22 @@ def without_autocast(f):
 
 
 class Blocks(torch.autograd.Function):
-    """The equations above, heads before sequences: q (H, B, T, d_h), k_rel (R, B, S, p), but m (B, T, H, R).
+    """The equations above, heads before sequences: q (H, B, T, d_h), k and v (H, B, S, ..), q_rel and k_rel (R, B, ..),
+    o (H, B, T, d_v); but m (B, T, H, R).
 
     A block has g of the B sequences, n of the T queries and e of the S keys.
     """
 
     @staticmethod
     @without_autocast
-    def forward(ctx, q, k, v, q_rel, k_rel, hidden, causal, dropout, seed, relative):
+    def forward(ctx, q, k, v, q_rel, k_rel, may, causal, dropout, seed, relative):
         H, B, T, _ = q.shape
         o, m = q.new_empty(B, H, T, v.size(-1)).transpose(0, 1), q.new_empty(B, T, H, len(q_rel))
-        for b, i, j, _, dropped, r, room in each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
+        for b, i, j, _, dropped, r, room in each_block(q, k, q_rel, k_rel, may, causal, dropout, seed):
             w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
             o[:, b, i] = w @ v[:, b, of]                                           # sum_j alpha_hij v_hj
             m[b, i] = dropped.permute(1, 2, 0, 3) @ r.permute(1, 2, 3, 0)          # sum_j alpha_hij r_lij
-        ctx.save_for_backward(q, k, v, q_rel, k_rel, hidden, o, m)
+        ctx.save_for_backward(q, k, v, q_rel, k_rel, may, o, m)
         ctx.how = causal, dropout, seed, relative
         return o, m
 
@@ -88,14 +94,15 @@ class Blocks(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     @without_autocast
     def backward(ctx, d_o, d_m):
-        q, k, v, q_rel, k_rel, hidden, o, m = ctx.saved_tensors
+        q, k, v, q_rel, k_rel, may, o, m = ctx.saved_tensors
         causal, dropout, seed, relative = ctx.how
-        T, d_m = q.size(2), d_m.clone(memory_format=torch.contiguous_format)       # bmm takes odd strides one by one
+        T = q.size(2)
+        d_m = d_m.clone(memory_format=torch.contiguous_format)     # products of many small matrices are slow if strided
         D = (d_o * o).sum(-1, keepdim=True) + (d_m * m).sum(-1).permute(2, 0, 1)[..., None]        # (H, B, T, 1)
         d_q, d_q_rel = torch.empty_like(q), torch.empty_like(q_rel)
         # features first, as k, v and k_rel are
         d_k, d_v, d_k_rel = (torch.zeros_like(x.mT, memory_format=torch.contiguous_format) for x in (k, v, k_rel))
-        for b, i, j, alpha, dropped, r, room in each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
+        for b, i, j, alpha, dropped, r, room in each_block(q, k, q_rel, k_rel, may, causal, dropout, seed):
             H, g, n, e = alpha.shape
             w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
             d_alpha = torch.matmul(d_o[:, b, i], v[:, b, of].mT, out=room("d_alpha", *w.shape))
@@ -104,8 +111,9 @@ class Blocks(torch.autograd.Function):
             if len(r):
                 from_m = torch.matmul(d_m[b, i], r.permute(1, 2, 0, 3), out=room("scores", g, n, H, e))
                 d_alpha += from_m.permute(2, 0, 1, 3)
+                # r has served: d_r takes its memory
                 d_r = torch.matmul(d_m[b, i].mT, dropped.permute(1, 2, 0, 3), out=room("r", g, n, len(r), e))
-                d_r = d_r.permute(2, 0, 1, 3).flatten(0, 1).unflatten(0, (-1, g))  # (R, g, n, e), copied if g > 1
+                d_r = d_r.permute(2, 0, 1, 3).flatten(0, 1).unflatten(0, (-1, g))  # (R, g, n, e), a view if g is 1
                 d_q_rel[:, b, i] = d_r @ k_rel[:, b, j]
                 d_k_rel[:, b, :, j] += q_rel[:, b, i].mT @ d_r
             d_score = d_alpha.mul_(dropped).addcmul_(alpha, D[:, b, i], value=-1)  # alpha (c alpha' - D)
@@ -118,41 +126,44 @@ def block_size(B, H, R, T, S, device):
     """How many sequences and how many queries a block has, by what its alpha or r may hold.
 
     On a CPU one sequence: enough numbers that starting operations costs little, few enough to be near the processor.
-    On a GPU all sequences, and many numbers: what costs there is to launch kernels. (Reckoned, not yet measured.)
+    On a GPU many of both: what costs there is to launch kernels. (Reckoned, not yet measured.)
     """
-    g, numbers, least = (1, 2 ** 19, 128) if device.type == "cpu" else (B, 2 ** 24, 16)
+    most, numbers, least = (1, 2 ** 19, 128) if device.type == "cpu" else (B, 2 ** 24, 16)
+    g = max(1, min(most, numbers // (least * max(H, R) * S)))
     rows = max(least, numbers // (g * max(H, R) * S))
     return g, math.ceil(T / math.ceil(T / rows))                                   # 257: 86 + 86 + 85, not 128 + 128 + 1
 
 
-def each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
+def each_block(q, k, q_rel, k_rel, may, causal, dropout, seed):
     """Yields sequences b, queries i, keys j, alpha (H, g, n, e), alpha after dropout, r (R, g, n, e), room for more.
 
     room(name, ...) is a tensor of that shape in memory that all blocks use in turn (all of these are overwritten for
     the next block): on a CPU, memory that is asked for anew costs more than the work in it.
     """
     (H, B, T, _), S, R = q.shape, k.size(2), len(q_rel)
-    g, rows = block_size(B, H, R, T, S, q.device)
+    most, rows = block_size(B, H, R, T, S, q.device)
     memory = {}
 
     def room(name, *shape):
         if name not in memory:
-            memory[name] = q.new_empty((R if name == "r" else H) * g * rows * (S + rows))
+            width = S + rows if name in ("skewed", "d_alpha") else S               # these two may go by offset
+            memory[name] = q.new_empty((R if name == "r" else H) * most * rows * width)
         return memory[name][:math.prod(shape)].view(shape)
 
-    for b in (slice(start, start + g) for start in range(0, B, g)):
+    for b in (slice(start, min(start + most, B)) for start in range(0, B, most)):
         for start in range(0, T, rows):
             i = slice(start, min(start + rows, T))
             j = slice(0, S - T + i.stop if causal else S)                          # whom the last of them may see
-            n, e = i.stop - i.start, j.stop
+            g, n, e = b.stop - b.start, i.stop - i.start, j.stop
+            hidden = None if may is None else ~may[:, b, i, j]
             scores = torch.matmul(q[:, b, i], k[:, b, j].mT, out=room("scores", H, g, n, e))
             if causal:
                 scores[..., e - n:] += future(n, q.dtype, q.device)
             if hidden is not None:
-                scores.masked_fill_(hidden[:, b, i, j], torch.finfo(q.dtype).min)
+                scores.masked_fill_(hidden, torch.finfo(q.dtype).min)
             alpha = torch.softmax(scores, -1, out=room("alpha", H, g, n, e))
             if hidden is not None:
-                alpha.masked_fill_(hidden[:, b, i, j], 0.0)
+                alpha.masked_fill_(hidden, 0.0)
             dropped = alpha
             if dropout:
                 seed += 1
@@ -164,14 +175,15 @@ def each_block(q, k, q_rel, k_rel, hidden, causal, dropout, seed):
 
 @functools.lru_cache(maxsize=2)                                                    # blocks have one length or two
 def future(n, dtype, device):
-    """(n, n), minus infinity where key j is later than query i."""
+    """(n, n), minus infinity where key j is later than query i. Kept for the next call; only added to scores, which
+    nobody differentiates here, so inference mode may have made it."""
     return torch.full((n, n), -math.inf, dtype=dtype, device=device).triu(1)
 
 
 def skew(alpha, room):
-    """(.., n, e) by sender -> (.., n, n + e - 1) by offset j - i: row i stands i places further left, zeros around."""
-    *heads, n, e = alpha.shape
-    wide = room("skewed", *heads, n, n + e - 1).zero_()
+    """(H, g, n, e) by sender -> (H, g, n, n + e - 1) by offset j - i: row i stands i places further left, else zeros."""
+    H, g, n, e = alpha.shape
+    wide = room("skewed", H, g, n, n + e - 1).zero_()
     unskew(wide, e).copy_(alpha)
     return wide
 

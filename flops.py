@@ -19,8 +19,8 @@ looks at all T, causal or not, and looking up an embedding is free. Multiply-add
                  r_ij, once for all heads         R T p
                  sum_j alpha_ij r_ij, then W_r    n T R + n R d_h
       symbols    symbolic: x W_q, F_lib, S_lib    d^2 + 2 n_symbols d           in each layer, if shared, too
-                 relative, positional             0; but the relative table, projected once for each sequence, makes
-                                                  s W_s for at most 2 max_distance + 1 of 2 T offsets, not for T tokens
+                 relative, positional             0; but relative symbols, counted for each sequence, need s W_s
+                                                  for min(2 max_distance + 1, 2 T) offsets (one of 2 T is to spare)
 
 Relational cross-attention has no relations: the same five and the symbols. share_qk saves weights, not work: both
 groups apply W_q, W_k, and both count. A frozen S_lib counts as if it had a gradient.

@@ -22,7 +22,7 @@ the receiver's own relation queries. Three forms of the same sum, equal to 1e-10
     fast        the identity: one call of PyTorch's fused attention, memory linear in n; for narrow heads
     blocked     linear in n too, relations computed once for all heads: see blocked.py; for all others
 
-`RelationalAttention.choose_form` chooses, by shapes alone.
+`RelationalAttention.choose_form` chooses, by shapes.
 
 Shapes as in attention.py; R relations of width p = rel_proj_dim.
 """
@@ -38,11 +38,13 @@ from symbols import PositionRelativeSymbols
 REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "gelu": F.gelu,
                    "gelu_tanh": lambda r: F.gelu(r, approximate="tanh"), "silu": F.silu, "softmax": None}
 
-# When one form is faster than another, as measured on a CPU (bench.py):
-SMALL = 24_576          # the fast form beats the blocked one while its values, S (R p + d_h) numbers, are few; half as
-                        # many if causal, for blocks skip the future
-FEW = 2 ** 17           # the literal form beats the blocked one while alpha and r of a sequence have few numbers,
-BATCH = 3 * 2 ** 14     # or those of the whole batch: so many times d_h + p or 64, whichever is less; if causal, half
+# Which form is the fastest, fitted to measurements on a CPU (results/bench/rule.txt). alpha and r have H + R numbers for
+# a pair of tokens. For each of these numbers, forward and backward, blocks save x multiplications that the fast form
+# does, and do z again that the literal one does not:
+#     x = (7 H - 4) R p / (H + R)        z = (H d_h + R p) / (H + R)
+SAVED = 170             # fast, not blocked:     x <= SAVED
+SHORT = 450             # literal, not fast:     T S < x^3 / SHORT
+FEW = 350_000           # literal, not blocked:  c T S (H + R - 1) < FEW (z / B)^(1/3), c = 2 if causal, as blocks skip half
 
 
 class RelationalAttention(nn.Module):
@@ -106,34 +108,38 @@ class RelationalAttention(nn.Module):
         return (out, *weights) if need_weights else out
 
     def choose_form(self, q, k, symbols, causal, mask):
-        """The cheapest way to compute the same thing, by shapes alone: no timing, so that runs can be repeated."""
-        T, S, d_h, on_cpu = q.size(-2), k.size(-2), q.size(-1), q.device.type == "cpu"
-        width = self.n_relations * self.rel_proj_dim + d_h                         # of the fast form's values
-        fused = ((S * width * (1 + causal) <= SMALL if on_cpu else width <= 256)   # flash attention's widest is 256
+        """The cheapest way to compute the same thing: by shapes, device, mask and dropout, never by the time it took,
+        so that the same call always takes the same form and runs can be repeated.
+        """
+        (B, H, T, d_h), S, R, p = q.shape, k.size(-2), self.n_relations, self.rel_proj_dim
+        on_cpu, x, z = q.device.type == "cpu", (7 * H - 4) * R * p / (H + R), (H * d_h + R * p) / (H + R)
+        fused = ((x <= SAVED if on_cpu else R * p + d_h <= 256)                        # flash attention's widest is 256
                  and not isinstance(symbols, PositionRelativeSymbols)              # these are no values of j alone
                  and not (on_cpu and self.dropout and self.training)               # this kernel keeps n x n weights
                  and not (causal and mask is not None))                            # this one takes an n x n mask
-        whole_batch = BATCH * min(64, d_h + self.rel_proj_dim) / (1 + causal)      # what is wide costs more to redo
-        # beside the fast form 16,000 where it is 40 wide, 128,000 where it is 80: fitted
-        few = width ** 3 / 4 if fused else max(FEW, whole_batch / len(q))
-        if T == 1 or T * S * (self.n_heads + self.n_relations) < few:              # so many numbers in alpha and r
+        if fused:
+            few = x ** 3 / SHORT if on_cpu else 0                                    # a GPU: not measured
+        else:
+            few = FEW * (z / B) ** (1 / 3) / ((1 + causal) * (H + R - 1))
+        if T == 1 or T * S < few:
             return self.literal
         return self.fast if fused else self.blocked
 
     def literal(self, q, k, q_rel, k_rel, symbols, causal, mask):
         """Eq. 3 as the paper writes it: the definition."""
         alpha = attention_weights(q, k, causal=causal, mask=mask)                  # (B, H, T, S)
-        r = self.relations(q_rel, k_rel, may_attend(causal, mask, q, k))           # (B, R, T, S)
+        r = self.relations(q_rel, k_rel, causal, mask)                             # (B, R, T, S)
         dropped = F.dropout(alpha, self.dropout, self.training)
         # sum_j alpha_ij r_ij W_r
         a = torch.einsum("bhij,brij->bhir", dropped, r) @ self.W_r                 # (B, H, T, d_h)
         return a + self.bring_symbols(dropped, symbols), alpha, r
 
-    def relations(self, q_rel, k_rel, may):
+    def relations(self, q_rel, k_rel, causal, mask):
         """r_ij[l] = <q_rel_i[l], k_rel_j[l]> / sqrt(p), through the relation activation: (B, R, T, S)."""
         r = q_rel @ k_rel.mT / self.rel_proj_dim ** 0.5
         if self.rel_activation == "softmax":
             # authors' code: over all j, the future included; here: over those whom i may see, or causality is lost
+            may = may_attend(causal, mask, q_rel, k_rel)
             if may is not None and may.dim() == 4 and may.size(1) > 1:
                 raise ValueError("relations are shared by all heads: softmax relations need one mask for all heads")
             low = torch.finfo(r.dtype).min

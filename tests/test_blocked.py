@@ -41,8 +41,8 @@ def outputs_and_gradients(form, m, symbols, x, how, monkeypatch):
 
 
 def in_blocks_of(rows, monkeypatch, on_gpu=False):
-    """Makes blocks as large as this: of one sequence, as on a CPU, or of all of them, as on a GPU."""
-    monkeypatch.setattr(blocked, "block_size", lambda B, H, R, T, S, device: (B if on_gpu else 1, min(rows, T)))
+    """Makes blocks as large as this: of one sequence, as on a CPU, or of two, as a GPU may have them."""
+    monkeypatch.setattr(blocked, "block_size", lambda B, H, R, T, S, device: (min(B, 1 + on_gpu), min(rows, T)))
 
 
 @pytest.mark.parametrize("rows, on_gpu", [(1, False), (3, True), (128, False)])
@@ -88,8 +88,10 @@ def test_without_relations_it_is_self_attention():
 
 
 @torch.no_grad()
-def test_dropout_drops_each_weight_with_its_probability_and_keeps_the_mean():
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_dropout_drops_each_weight_with_its_probability_and_keeps_the_mean(on_gpu, monkeypatch):
     """With v the identity, o is alpha after dropout itself."""
+    in_blocks_of(150, monkeypatch, on_gpu)
     n, p = 300, 0.3
     q, k, v = torch.randn(2, 3, n, 4), torch.randn(2, 3, n, 4), torch.eye(n).expand(2, 3, n, n)
     alpha, _ = blocked.attend_in_blocks(q, k, v)
@@ -119,12 +121,14 @@ def test_memory_is_linear_in_the_length(Heads, how, largest_tensor):
 
 
 @pytest.mark.parametrize("B, H, R, T, S", [
-    (1, 4, 4, 257, 257), (8, 4, 4, 1024, 1024), (8, 1, 1, 400, 400), (3, 2, 0, 1, 5000), (4, 8, 64, 2 ** 15, 2 ** 15)])
+    (1, 4, 4, 257, 257), (8, 4, 4, 1024, 1024), (8, 1, 1, 400, 400), (3, 2, 0, 1, 5000), (4, 8, 64, 2 ** 15, 2 ** 15),
+    (5000, 8, 8, 300, 300)])
 def test_a_block_is_bounded_and_all_have_nearly_one_length(B, H, R, T, S):
     for device, numbers, least in (("cpu", 2 ** 19, 128), ("cuda", 2 ** 24, 16)):
         g, rows = blocked.block_size(B, H, R, T, S, torch.device(device))
-        assert g == (B if device == "cuda" else 1)
-        assert rows <= least or g * rows * S * max(H, R) <= numbers
+        assert g == 1 or device == "cuda"
+        assert g == 1 and rows <= least or g * rows * S * max(H, R) <= numbers
+        assert g == B or device == "cpu" or (g + 1) * least * S * max(H, R) > numbers          # all that there is room for
         n_blocks = -(-T // rows)
         assert n_blocks * rows - T < n_blocks
 

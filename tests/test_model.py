@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import attention
+import blocked
 from model import MLP, DecoderBlock, DualAttention, LanguageModel, Stack, TransformerConfig
 from relational_attention import RelationalAttention
 
@@ -200,14 +202,14 @@ def test_the_cache_keeps_relation_keys_once_and_not_per_head():
 
 
 class Operations(TorchDispatchMode):
-    """Notes the names of all operations."""
+    """Notes the name of each operation."""
 
     def __init__(self):
         super().__init__()
-        self.names = set()
+        self.names = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(func.overloadpacket.__name__)
+        self.names.append(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
 
 
@@ -217,11 +219,14 @@ def test_masks_are_made_once_for_all_layers_and_steps(symbols, form, monkeypatch
     """Those that generation made can be trained with, and no positions are looked up in index tensors."""
     monkeypatch.setattr(RelationalAttention, "choose_form", lambda self, *args: getattr(self, form))
     m, idx = make(symbols=symbols), torch.randint(13, (2, 9))
-    with torch.inference_mode():
+    attention.up_to_now.cache_clear()
+    blocked.future.cache_clear()
+    with torch.inference_mode(), Operations() as first:
         m(idx)
-    with Operations() as made:
+    assert first.names.count("tril") + first.names.count("triu") == 1 < m.cfg.n_layers
+    with Operations() as later:
         m(idx, idx)[1].backward()
-    assert "bmm" in made.names and not made.names & {"tril", "triu", "arange", "index"}
+    assert "bmm" in later.names and not {*later.names} & {"tril", "triu", "arange", "index"}
 
 
 def test_the_loss_is_the_mean_cross_entropy_over_counted_targets():

@@ -277,32 +277,46 @@ def test_impossible_shapes_are_refused_in_words():
             RelationalAttention(16, 4)(x, x, mask=mask)
 
 
-RULE = RelationalAttention.choose_form
+RULE = RelationalAttention.choose_form               # before the tests force another
+
+
+def chosen(n, *, d=64, batch=2, device="cpu", causal=False, masked=False, relative=False, **options):
+    """The name of the form that the rule takes for 4 of 8 heads; it looks at shapes, so empty tensors will do."""
+    m, q = RelationalAttention(d, 4, total_heads=8, **options), torch.empty(batch, 4, n, d // 8, device=device)
+    mask = torch.empty(batch, n, dtype=torch.bool, device=device) if masked else None
+    return RULE(m, q, q, PositionRelativeSymbols(d, 3) if relative else None, causal, mask).__name__
 
 
 @pytest.mark.parametrize("why, n, form", [
-    ({}, 44, "literal"), ({}, 45, "fast"), ({}, 614, "fast"), ({}, 615, "blocked"),      # d_h = p = 8, values of 40
-    (dict(causal=True), 307, "fast"), (dict(causal=True), 308, "blocked"),
-    (dict(d=128), 126, "literal"), (dict(d=128), 128, "fast"), (dict(d=128), 314, "blocked"),      # d_h = p = 16, 80
-    (dict(d=256), 443, "literal"), (dict(d=256), 444, "blocked"),                # 3 2^14 (32 + 32) numbers in all
-    (dict(d=512), 443, "literal"), (dict(d=512), 444, "blocked"),                # .. 64, however wide the heads are
-    (dict(d=256, causal=True), 313, "literal"), (dict(d=256, causal=True), 314, "blocked"),        # half as many
-    (dict(d=512, batch=100), 127, "literal"), (dict(d=512, batch=100), 128, "blocked"),            # 2^17 for each
-    (dict(d=256, n_relations=12, rel_proj_dim=32), 314, "blocked"),              # more relations: fewer tokens are few
-    (dict(relative=True), 222, "blocked"), (dict(dropout=0.1), 222, "blocked"),
-    (dict(masked=True, causal=True), 222, "blocked"), (dict(masked=True), 222, "fast"),
-    (dict(rel_activation="tanh"), 200, "literal")])
-def test_which_form_is_used(monkeypatch, why, n, form):
-    why, used = dict(why), []
-    d, batch, masked, causal, relative = (why.pop(name, default) for name, default in (
-        ("d", 64), ("batch", 2), ("masked", False), ("causal", False), ("relative", False)))
-    monkeypatch.setattr(RelationalAttention, "choose_form", RULE)
-    for name in ("literal", "fast", "blocked"):
+    ({}, 44, "literal"), ({}, 45, "fast"), ({}, 10 ** 5, "fast"), (dict(causal=True), 10 ** 5, "fast"),   # x = 24 p / 2
+    (dict(d=128), 316, "literal"), (dict(d=128), 317, "blocked"),                # 7 * 316^2 < 350,000 (16 / 2)^(1/3)
+    (dict(d=128, causal=True), 223, "literal"), (dict(d=128, causal=True), 224, "blocked"),        # half as many
+    (dict(d=512), 398, "literal"), (dict(d=512), 399, "blocked"),                # wider heads: more to do again
+    (dict(d=512, batch=100), 207, "literal"), (dict(d=512, batch=100), 208, "blocked"),
+    (dict(d=256, n_relations=12, rel_proj_dim=32), 242, "literal"),              # more relations: fewer tokens are few
+    (dict(d=256, n_relations=12, rel_proj_dim=32), 243, "blocked"),
+    (dict(relative=True), 282, "blocked"), (dict(dropout=0.1), 282, "blocked"),
+    (dict(masked=True, causal=True), 282, "blocked"), (dict(masked=True), 282, "fast")])
+def test_which_form_the_rule_takes(why, n, form):
+    assert chosen(n, **why) == form
+
+
+@pytest.mark.parametrize("why, form", [
+    ({}, "fast"), (dict(d=512, batch=64), "blocked"), (dict(d=384, n_relations=2, rel_proj_dim=96), "fast"),
+    (dict(dropout=0.1, causal=True), "fast"), (dict(relative=True), "blocked"), (dict(masked=True, causal=True), "blocked")])
+def test_on_a_gpu_it_is_the_fused_kernel_wherever_its_values_are_narrow_enough(why, form):
+    assert chosen(512, device="meta", **why) == chosen(8192, device="meta", **why) == form
+    assert chosen(9, device="meta", **why) == ("literal" if form == "blocked" else "fast")
+
+
+def test_the_form_that_the_rule_takes_is_used_unless_weights_are_wanted(monkeypatch):
+    used = []
+    for name in ("literal", "fast"):
         original = getattr(RelationalAttention, name)
         monkeypatch.setattr(RelationalAttention, name, lambda *a, name=name, f=original: used.append(name) or f(*a))
-    m, x = RelationalAttention(d, 4, total_heads=8, **why), torch.randn(batch, n, d)
-    mask = torch.ones(2, n, dtype=torch.bool) if masked else None
-    m(x, PositionRelativeSymbols(d, 3) if relative else x, causal=causal, mask=mask)
-    assert used == [form]
+    monkeypatch.setattr(RelationalAttention, "choose_form", lambda self, *args: self.fast)
+    m, x = RelationalAttention(16, 4), torch.randn(2, 3, 16)
+    m(x, x)
     m(x, x, need_weights=True)
-    assert used == [form, "literal"]
+    RelationalAttention(16, 4, rel_activation="tanh")(x, x)
+    assert used == ["fast", "literal", "literal"]
