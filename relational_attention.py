@@ -38,13 +38,15 @@ from symbols import PositionRelativeSymbols
 REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "gelu": F.gelu,
                    "gelu_tanh": lambda r: F.gelu(r, approximate="tanh"), "silu": F.silu, "softmax": None}
 
-# Which form is the fastest, fitted to measurements on a CPU (results/bench/rule.txt). alpha and r have H + R numbers for
-# a pair of tokens. For each of these numbers, forward and backward, blocks save x multiplications that the fast form
-# does, and do z again that the literal one does not:
-#     x = (7 H - 4) R p / (H + R)        z = (H d_h + R p) / (H + R)
+# Which form is the fastest? For a pair of tokens alpha and r have H + R numbers. Forward and backward, the fast form makes
+# 7 H (R p + d_h) multiplications for it, blocks 7 H d_h + 4 R p, of which H d_h + R p are the literal form's done again.
+# So for each number
+#     x = (7 H - 4) R p / (H + R)        are saved by blocks, not by the fast form
+#     z = (H d_h + R p) / (H + R)        are repeated by blocks, not by the literal form
+# and the rest is fitted to measurements on a CPU (results/bench/rule.txt); c = 2 if causal: the literal form skips nothing.
 SAVED = 170             # fast, not blocked:     x <= SAVED
-SHORT = 450             # literal, not fast:     T S < x^3 / SHORT
-FEW = 350_000           # literal, not blocked:  c T S (H + R - 1) < FEW (z / B)^(1/3), c = 2 if causal, as blocks skip half
+SHORT = 110             # literal, not fast:     c T S < x^3 / SHORT
+FEW = 450_000           # literal, not blocked:  c T S (H + R - 1) < FEW (z / B)^(1/3)
 
 
 class RelationalAttention(nn.Module):
@@ -112,16 +114,17 @@ class RelationalAttention(nn.Module):
         so that the same call always takes the same form and runs can be repeated.
         """
         (B, H, T, d_h), S, R, p = q.shape, k.size(-2), self.n_relations, self.rel_proj_dim
-        on_cpu, x, z = q.device.type == "cpu", (7 * H - 4) * R * p / (H + R), (H * d_h + R * p) / (H + R)
+        on_cpu, c = q.device.type == "cpu", 2 if causal else 1
+        x, z = (7 * H - 4) * R * p / (H + R), (H * d_h + R * p) / (H + R)          # as above
         fused = ((x <= SAVED if on_cpu else R * p + d_h <= 256)                        # flash attention's widest is 256
                  and not isinstance(symbols, PositionRelativeSymbols)              # these are no values of j alone
                  and not (on_cpu and self.dropout and self.training)               # this kernel keeps n x n weights
                  and not (causal and mask is not None))                            # this one takes an n x n mask
         if fused:
-            few = x ** 3 / SHORT if on_cpu else 0                                    # a GPU: not measured
+            few = x ** 3 / SHORT if on_cpu else 0                                  # a GPU: not measured
         else:
-            few = FEW * (z / B) ** (1 / 3) / ((1 + causal) * (H + R - 1))
-        if T == 1 or T * S < few:
+            few = FEW * (z / B) ** (1 / 3) / (H + R - 1)
+        if T == 1 or c * T * S < few:
             return self.literal
         return self.fast if fused else self.blocked
 

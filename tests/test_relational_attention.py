@@ -288,15 +288,16 @@ def chosen(n, *, d=64, batch=2, device="cpu", causal=False, masked=False, relati
 
 
 @pytest.mark.parametrize("why, n, form", [
-    ({}, 44, "literal"), ({}, 45, "fast"), ({}, 10 ** 5, "fast"), (dict(causal=True), 10 ** 5, "fast"),   # x = 24 p / 2
-    (dict(d=128), 316, "literal"), (dict(d=128), 317, "blocked"),                # 7 * 316^2 < 350,000 (16 / 2)^(1/3)
-    (dict(d=128, causal=True), 223, "literal"), (dict(d=128, causal=True), 224, "blocked"),        # half as many
-    (dict(d=512), 398, "literal"), (dict(d=512), 399, "blocked"),                # wider heads: more to do again
-    (dict(d=512, batch=100), 207, "literal"), (dict(d=512, batch=100), 208, "blocked"),
-    (dict(d=256, n_relations=12, rel_proj_dim=32), 242, "literal"),              # more relations: fewer tokens are few
-    (dict(d=256, n_relations=12, rel_proj_dim=32), 243, "blocked"),
-    (dict(relative=True), 282, "blocked"), (dict(dropout=0.1), 282, "blocked"),
-    (dict(masked=True, causal=True), 282, "blocked"), (dict(masked=True), 282, "fast")])
+    ({}, 89, "literal"), ({}, 90, "fast"), ({}, 10 ** 5, "fast"),                # x = 24 * 32 / 8; 89^2 < x^3 / 110
+    (dict(causal=True), 63, "literal"), (dict(causal=True), 64, "fast"), (dict(causal=True), 10 ** 5, "fast"),
+    (dict(d=128), 358, "literal"), (dict(d=128), 359, "blocked"),                # 7 * 358^2 < 450,000 (16 / 2)^(1/3)
+    (dict(d=128, causal=True), 253, "literal"), (dict(d=128, causal=True), 254, "blocked"),        # half as many
+    (dict(d=512), 451, "literal"), (dict(d=512), 452, "blocked"),                # wider heads: more to do again
+    (dict(d=512, batch=100), 235, "literal"), (dict(d=512, batch=100), 236, "blocked"),
+    (dict(d=256, n_relations=12, rel_proj_dim=32), 274, "literal"),              # more relations: fewer tokens are few
+    (dict(d=256, n_relations=12, rel_proj_dim=32), 275, "blocked"),
+    (dict(relative=True), 320, "blocked"), (dict(dropout=0.1), 320, "blocked"),
+    (dict(masked=True, causal=True), 320, "blocked"), (dict(masked=True), 320, "fast")])
 def test_which_form_the_rule_takes(why, n, form):
     assert chosen(n, **why) == form
 
