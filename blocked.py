@@ -1,4 +1,4 @@
-"""Relational attention a block of queries at a time: exact, linear memory, on a CPU the fastest for long sequences.
+"""Relational attention a block of queries at a time: exact, in linear memory, the fastest form for wide heads.
 
 The values of `RelationalAttention.fast`, [k_rel, s W_s], are R p + d_h wide, and each of H heads sums all of them:
 H R p n^2 multiplications for k_rel, although relations are the same for all heads. Computed once, they cost less:
@@ -8,8 +8,8 @@ H R p n^2 multiplications for k_rel, although relations are the same for all hea
     o_hi   =  sum_j alpha_hij v_hj                H d_h n^2               v_hj = s_j W_s_h
     a_hi   =  m_hi W_r_h + o_hi
 
-These alpha and r are n x n, so they are made for one block of queries, used and forgotten. Only m and o are kept, and
-the backward pass makes each block again from the inputs. Write x' for the derivative of the loss by x; given m' and o' it is
+These alpha and r are n x n, so they are made for one block of queries, used and forgotten. Inputs, m and o are kept,
+and the backward pass makes each block again. Write x' for the derivative of the loss by x; given m' and o' it is
 
     alpha'_hij  =  sum_l m'_hil r_lij + <o'_hi, v_hj>                  r'_lij  =  sum_h m'_hil alpha_hij
     score'_hij  =  alpha_hij (alpha'_hij - D_hi)                       D_hi    =  sum_j alpha_hij alpha'_hij
@@ -36,8 +36,7 @@ def attend_in_blocks(q, k, v, q_rel=None, k_rel=None, *, causal=False, may=None,
                      scale=None):
     """-> o (B, H, T, d_v) and m (B, H, T, R) as above, in float32 or, given float64, in float64.
 
-    The T queries are the last of the S positions (attention.py).
-
+    As everywhere the T queries are the last of the S positions.
     q (B, H, T, d_h), k (B, G, S, d_h), q_rel (B, R, T, p), k_rel (B, R, S, p), or no relations; causal: T <= S.
     scale: of alpha's scores, 1 / sqrt(d_h) if None.
     v (B or 1, G, S, d_v). relative: v (1, G, >= T + S - 1, d_v) by offset j - i, from -(S - 1), not by sender j.
@@ -52,7 +51,8 @@ def attend_in_blocks(q, k, v, q_rel=None, k_rel=None, *, causal=False, may=None,
         """(B or 1, G, S, width) -> (heads, B, S, width), a copy for each head and sequence; features first in memory,
         which makes products up to three times as fast."""
         x = x.to(exact).expand(B, -1, -1, -1).permute(1, 0, 3, 2)[:, None]         # (G, 1, B, width, S)
-        return x.expand(-1, heads // max(1, len(x)), -1, -1, -1).flatten(0, 1).contiguous().mT     # 0 // 1: no relations
+        each = heads // max(1, len(x))                                             # 0 // 1: no relations
+        return x.expand(-1, each, -1, -1, -1).flatten(0, 1).contiguous().mT
 
     q, q_rel = q.to(exact) * (d_h ** -0.5 if scale is None else scale), q_rel.to(exact) * q_rel.size(-1) ** -0.5
     may = None if may is None else may.expand(B, -1, T, k.size(2)).transpose(0, 1)             # (H or 1, B, T, S)
@@ -131,7 +131,7 @@ def block_size(B, H, R, T, S, device):
     most, numbers, least = (1, 2 ** 19, 128) if device.type == "cpu" else (B, 2 ** 24, 16)
     g = max(1, min(most, numbers // (least * max(H, R) * S)))
     rows = max(least, numbers // (g * max(H, R) * S))
-    return g, math.ceil(T / math.ceil(T / rows))                                   # 257: 86 + 86 + 85, not 128 + 128 + 1
+    return g, math.ceil(T / math.ceil(T / rows))                           # 257 = 86 + 86 + 85, not 128 + 128 + 1
 
 
 def each_block(q, k, q_rel, k_rel, may, causal, dropout, seed):
@@ -181,7 +181,7 @@ def future(n, dtype, device):
 
 
 def skew(alpha, room):
-    """(H, g, n, e) by sender -> (H, g, n, n + e - 1) by offset j - i: row i stands i places further left, else zeros."""
+    """(H, g, n, e) by sender -> (H, g, n, n + e - 1) by offset j - i: row i stands i places further left in zeros."""
     H, g, n, e = alpha.shape
     wide = room("skewed", H, g, n, n + e - 1).zero_()
     unskew(wide, e).copy_(alpha)

@@ -38,12 +38,13 @@ from symbols import PositionRelativeSymbols
 REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "gelu": F.gelu,
                    "gelu_tanh": lambda r: F.gelu(r, approximate="tanh"), "silu": F.silu, "softmax": None}
 
-# Which form is the fastest? For a pair of tokens alpha and r have H + R numbers. Forward and backward, the fast form makes
-# 7 H (R p + d_h) multiplications for it, blocks 7 H d_h + 4 R p, of which H d_h + R p are the literal form's done again.
+# Which form is the fastest? For a pair of tokens alpha and r have H + R numbers. Forward and backward, the fast form
+# makes 7 H (R p + d_h) multiplications for them, blocks 7 H d_h + 4 R p, of which they do H d_h + R p a second time.
 # So for each number
 #     x = (7 H - 4) R p / (H + R)        are saved by blocks, not by the fast form
 #     z = (H d_h + R p) / (H + R)        are repeated by blocks, not by the literal form
-# and the rest is fitted to measurements on a CPU (results/bench/rule.txt); c = 2 if causal: the literal form skips nothing.
+# and the rest is fitted to measurements on a CPU (results/bench/rule.txt). c = 2 if causal, as the literal form skips
+# nothing, else 1.
 SAVED = 170             # fast, not blocked:     x <= SAVED
 SHORT = 110             # literal, not fast:     c T S < x^3 / SHORT
 FEW = 450_000           # literal, not blocked:  c T S (H + R - 1) < FEW (z / B)^(1/3)

@@ -128,7 +128,7 @@ def test_a_block_is_bounded_and_all_have_nearly_one_length(B, H, R, T, S):
         g, rows = blocked.block_size(B, H, R, T, S, torch.device(device))
         assert g == 1 or device == "cuda"
         assert g == 1 and rows <= least or g * rows * S * max(H, R) <= numbers
-        assert g == B or device == "cpu" or (g + 1) * least * S * max(H, R) > numbers          # all that there is room for
+        assert g == B or device == "cpu" or (g + 1) * least * S * max(H, R) > numbers      # all there is room for
         n_blocks = -(-T // rows)
         assert n_blocks * rows - T < n_blocks
 

@@ -304,7 +304,8 @@ def test_which_form_the_rule_takes(why, n, form):
 
 @pytest.mark.parametrize("why, form", [
     ({}, "fast"), (dict(d=512, batch=64), "blocked"), (dict(d=384, n_relations=2, rel_proj_dim=96), "fast"),
-    (dict(dropout=0.1, causal=True), "fast"), (dict(relative=True), "blocked"), (dict(masked=True, causal=True), "blocked")])
+    (dict(dropout=0.1, causal=True), "fast"), (dict(relative=True), "blocked"),
+    (dict(masked=True, causal=True), "blocked")])
 def test_on_a_gpu_it_is_the_fused_kernel_wherever_its_values_are_narrow_enough(why, form):
     assert chosen(512, device="meta", **why) == chosen(8192, device="meta", **why) == form
     assert chosen(9, device="meta", **why) == ("literal" if form == "blocked" else "fast")
