@@ -29,6 +29,7 @@ import functools
 import math
 
 import torch
+import torch.nn.functional as F
 
 
 @torch.compiler.disable     # torch.compile would unroll the loop, and compile for minutes
@@ -47,19 +48,24 @@ def attend_in_blocks(q, k, v, q_rel=None, k_rel=None, *, causal=False, may=None,
         q_rel, k_rel = q.new_zeros(B, 0, T, 1), q.new_zeros(B, 0, k.size(2), 1)
     exact = torch.promote_types(q.dtype, torch.float32)
 
-    def sent(x, heads):
-        """(B or 1, G, S, width) -> (heads, B, S, width), a copy for each head and sequence; features first in memory,
-        which makes products up to three times as fast."""
-        x = x.to(exact).expand(B, -1, -1, -1).permute(1, 0, 3, 2)[:, None]         # (G, 1, B, width, S)
-        each = heads // max(1, len(x))                                             # 0 // 1: no relations
-        return x.expand(-1, each, -1, -1, -1).flatten(0, 1).contiguous().mT
+    def asked(x, factor):
+        """(B, H, T, width) -> (B H, T, width), with its factor."""
+        return (x.to(exact) * factor).flatten(0, 1)
 
-    q, q_rel = q.to(exact) * (d_h ** -0.5 if scale is None else scale), q_rel.to(exact) * q_rel.size(-1) ** -0.5
-    may = None if may is None else may.expand(B, -1, T, k.size(2)).transpose(0, 1)             # (H or 1, B, T, S)
+    def sent(x, heads):
+        """(B or 1, G, S, width) -> (B heads, S, width), a copy for each head and sequence; features first in memory,
+        which makes products up to three times as fast."""
+        each = heads // max(1, x.size(1))                                          # 0 // 1: no relations
+        x = x.to(exact).mT[:, :, None].expand(B, -1, each, -1, -1)                 # (B, G, each, width, S)
+        return x.flatten(0, 2).contiguous().mT
+
+    # softmax in powers of 2: exp2 takes as long for minus infinity as for other numbers, exp ten times as long
+    q = asked(q, (d_h ** -0.5 if scale is None else scale) * math.log2(math.e))
+    may = None if may is None else may.expand(B, -1, T, k.size(2))                 # (B, H or 1, T, S)
     seed = int(torch.randint(2 ** 62, ())) if dropout else 0
-    o, m = Blocks.apply(q.transpose(0, 1), sent(k, H), sent(v, H), q_rel.transpose(0, 1), sent(k_rel, q_rel.size(1)),
-                        may, causal, dropout, seed, relative)
-    return o.transpose(0, 1), m.transpose(1, 2)
+    o, m = Blocks.apply(q, sent(k, H), sent(v, H), asked(q_rel, q_rel.size(-1) ** -0.5), sent(k_rel, q_rel.size(1)),
+                        may, B, causal, dropout, seed, relative)
+    return o.unflatten(0, (B, H)), m.transpose(1, 2)
 
 
 def without_autocast(f):
@@ -71,76 +77,104 @@ def without_autocast(f):
 
 
 class Blocks(torch.autograd.Function):
-    """The equations above, heads before sequences: q (H, B, T, d_h), k and v (H, B, S, ..), q_rel and k_rel (R, B, ..),
-    o (H, B, T, d_v); but m (B, T, H, R).
+    """The equations above, (sequence, head) pairs first: q (B H, T, d_h), k and v (B H, S, ..), q_rel (B R, T, p), k_rel
+    (B R, S, p), o (B H, T, d_v); but m (B, T, H, R).
 
-    A block has g of the B sequences, n of the T queries and e of the S keys.
+    A block has g of the B sequences, with all their heads (p: of pairs, l: of relations), n of the T queries i and e of
+    the S keys j.
     """
 
     @staticmethod
     @without_autocast
-    def forward(ctx, q, k, v, q_rel, k_rel, may, causal, dropout, seed, relative):
-        H, B, T, _ = q.shape
-        o, m = q.new_empty(B, H, T, v.size(-1)).transpose(0, 1), q.new_empty(B, T, H, len(q_rel))
-        for b, i, j, _, dropped, r, room in each_block(q, k, q_rel, k_rel, may, causal, dropout, seed):
+    def forward(ctx, q, k, v, q_rel, k_rel, may, B, causal, dropout, seed, relative):
+        H, R, T = len(q) // B, len(q_rel) // B, q.size(1)
+        o, m, L = q.new_empty(B * H, T, v.size(-1)), q.new_empty(B, T, H, R), q.new_empty(B * H, T, 1)
+        for b, p, l, i, j, alpha, hidden, room in each_block(q, k, R, may, B, causal):
+            if hidden is not None:
+                alpha.unflatten(0, (-1, H)).masked_fill_(hidden, torch.finfo(q.dtype).min)
+            top = alpha.amax(-1, keepdim=True)
+            alpha.sub_(top).exp2_()                                                # the largest is 1
+            if hidden is not None:
+                alpha.unflatten(0, (-1, H)).masked_fill_(hidden, 0.0)
+            total = alpha.sum(-1, keepdim=True).clamp_(min=1)                      # 1 for who sees nobody
+            L[p, i] = top + total.log2()
+            dropped = drop(alpha, dropout, seed + b.start * T + i.start, room)
             w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
-            o[:, b, i] = w @ v[:, b, of]                                           # sum_j alpha_hij v_hj
-            m[b, i] = dropped.permute(1, 2, 0, 3) @ r.permute(1, 2, 3, 0)          # sum_j alpha_hij r_lij
-        ctx.save_for_backward(q, k, v, q_rel, k_rel, may, o, m)
-        ctx.how = causal, dropout, seed, relative
+            o[p, i] = torch.bmm(w, v[p, of]) / total                               # sum_j alpha_hij v_hj
+            if R:                                                                  # sum_j alpha_hij r_lij
+                r = torch.bmm(q_rel[l, i], k_rel[l, j].mT, out=room("r", len(alpha) // H * R, *alpha.shape[1:]))
+                m[b, i] = queries_first(dropped, H) @ queries_first(r, R).mT / queries_first(total, H)
+        ctx.save_for_backward(q, k, v, q_rel, k_rel, may, o, m, L)
+        ctx.how = B, causal, dropout, seed, relative
         return o, m
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @without_autocast
     def backward(ctx, d_o, d_m):
-        q, k, v, q_rel, k_rel, may, o, m = ctx.saved_tensors
-        causal, dropout, seed, relative = ctx.how
-        T = q.size(2)
+        q, k, v, q_rel, k_rel, may, o, m, L = ctx.saved_tensors
+        B, causal, dropout, seed, relative = ctx.how
+        H, R, T = len(q) // B, len(q_rel) // B, q.size(1)
         d_m = d_m.clone(memory_format=torch.contiguous_format)     # products of many small matrices are slow if strided
-        D = (d_o * o).sum(-1, keepdim=True) + (d_m * m).sum(-1).permute(2, 0, 1)[..., None]        # (H, B, T, 1)
+        D = (d_o * o).sum(-1, keepdim=True) + (d_m * m).sum(-1).mT.reshape(B * H, T, 1)
         d_q, d_q_rel = torch.empty_like(q), torch.empty_like(q_rel)
         # features first, as k, v and k_rel are
         d_k, d_v, d_k_rel = (torch.zeros_like(x.mT, memory_format=torch.contiguous_format) for x in (k, v, k_rel))
-        for b, i, j, alpha, dropped, r, room in each_block(q, k, q_rel, k_rel, may, causal, dropout, seed):
-            H, g, n, e = alpha.shape
+        # [q, -L] [k, 1] = score - L and [o', -D] [v, 1] = <o', v> - D: one feature more costs less than to subtract
+        q_L, k_1 = torch.cat([q, -L], -1), F.pad(k.mT, (0, 0, 0, 1), value=1).mT
+        d_o_D, v_1 = torch.cat([d_o, D.mul(0 if dropout else -1)], -1), F.pad(v.mT, (0, 0, 0, 1), value=1).mT
+        for b, p, l, i, j, alpha, hidden, room in each_block(q_L, k_1, R, may, B, causal):
+            n, e = alpha.shape[1:]
+            alpha.exp2_()
+            if hidden is not None:
+                alpha.unflatten(0, (-1, H)).masked_fill_(hidden, 0.0)
+            dropped = drop(alpha, dropout, seed + b.start * T + i.start, room)
             w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
-            d_alpha = torch.matmul(d_o[:, b, i], v[:, b, of].mT, out=room("d_alpha", *w.shape))
-            d_alpha = unskew(d_alpha, e) if relative else d_alpha                  # (H, g, n, e)
-            d_v[:, b, :, of] += d_o[:, b, i].mT @ w
-            if len(r):
-                from_m = torch.matmul(d_m[b, i], r.permute(1, 2, 0, 3), out=room("scores", g, n, H, e))
-                d_alpha += from_m.permute(2, 0, 1, 3)
-                # r has served: d_r takes its memory
-                d_r = torch.matmul(d_m[b, i].mT, dropped.permute(1, 2, 0, 3), out=room("r", g, n, len(r), e))
-                d_r = d_r.permute(2, 0, 1, 3).flatten(0, 1).unflatten(0, (-1, g))  # (R, g, n, e), a view if g is 1
-                d_q_rel[:, b, i] = d_r @ k_rel[:, b, j]
-                d_k_rel[:, b, :, j] += q_rel[:, b, i].mT @ d_r
-            d_score = d_alpha.mul_(dropped).addcmul_(alpha, D[:, b, i], value=-1)  # alpha (c alpha' - D)
-            d_q[:, b, i] = d_score @ k[:, b, j]
-            d_k[:, b, :, j] += q[:, b, i].mT @ d_score
-        return d_q, d_k.mT, d_v.mT, d_q_rel, d_k_rel.mT, None, None, None, None, None
+            d_alpha = torch.bmm(d_o_D[p, i], v_1[p, of].mT, out=room("d_alpha", *w.shape))
+            d_alpha = unskew(d_alpha, e) if relative else d_alpha                  # (g H, n, e)
+            d_v[p, :, of].add_(torch.bmm(d_o[p, i].mT, w))
+            if R:
+                r = torch.bmm(q_rel[l, i], k_rel[l, j].mT, out=room("r", len(alpha) // H * R, n, e))
+                from_m = torch.matmul(d_m[b, i], queries_first(r, R), out=room("from_m", len(alpha) // H, n, H, e))
+                d_alpha.unflatten(0, (-1, H)).add_(from_m.transpose(1, 2))
+                d_r = torch.matmul(d_m[b, i].mT, queries_first(dropped, H), out=room("r", len(r) // R, n, R, e))
+                d_r = d_r.transpose(1, 2).flatten(0, 1)                            # (g R, n, e), a view if g is 1
+                d_q_rel[l, i] = torch.bmm(d_r, k_rel[l, j])
+                d_k_rel[l, :, j].add_(torch.bmm(q_rel[l, i].mT, d_r))
+            d_score = d_alpha.mul_(dropped)                                        # alpha (c alpha' - D)
+            if dropout:
+                d_score.addcmul_(alpha, D[p, i], value=-1)
+            d_q[p, i] = torch.bmm(d_score, k[p, j])
+            d_k[p, :, j].add_(torch.bmm(q[p, i].mT, d_score))
+        d_q, d_k = d_q * math.log(2), d_k * math.log(2)                            # the derivative of 2^x is 2^x ln 2
+        return d_q, d_k.mT, d_v.mT, d_q_rel, d_k_rel.mT, None, None, None, None, None, None
+
+
+def queries_first(x, heads):
+    """(g heads, n, e) -> (g, n, heads, e), a view."""
+    return x.unflatten(0, (-1, heads)).transpose(1, 2)
 
 
 def block_size(B, H, R, T, S, device):
     """How many sequences and how many queries a block has, by what its alpha or r may hold.
 
-    On a CPU one sequence: enough numbers that starting operations costs little, few enough to be near the processor.
-    On a GPU many of both: what costs there is to launch kernels. (Reckoned, not yet measured.)
+    On a CPU enough numbers that starting operations costs little, few enough to be near the processor; of one sequence
+    if there are relations, whose derivatives would be copied else. On a GPU as many as there is memory for: what costs
+    there is to launch kernels. (Reckoned, not yet measured.)
     """
-    most, numbers, least = (1, 2 ** 19, 128) if device.type == "cpu" else (B, 2 ** 24, 16)
-    g = max(1, min(most, numbers // (least * max(H, R) * S)))
+    numbers, least = (2 ** 19, 128) if device.type == "cpu" else (2 ** 24, 16)
+    g = 1 if R and device.type == "cpu" else max(1, min(B, numbers // (least * max(H, R) * S)))
     rows = max(least, numbers // (g * max(H, R) * S))
     return g, math.ceil(T / math.ceil(T / rows))                           # 257 = 86 + 86 + 85, not 128 + 128 + 1
 
 
-def each_block(q, k, q_rel, k_rel, may, causal, dropout, seed):
-    """Yields sequences b, queries i, keys j, alpha (H, g, n, e), alpha after dropout, r (R, g, n, e), room for more.
+def each_block(q, k, R, may, B, causal):
+    """Yields sequences b, pairs p, their relations l, queries i, keys j, scores (g H, n, e), who is hidden, and room.
 
     room(name, ...) is a tensor of that shape in memory that all blocks use in turn (all of these are overwritten for
     the next block): on a CPU, memory that is asked for anew costs more than the work in it.
     """
-    (H, B, T, _), S, R = q.shape, k.size(2), len(q_rel)
+    H, T, S = len(q) // B, q.size(1), k.size(1)
     most, rows = block_size(B, H, R, T, S, q.device)
     memory = {}
 
@@ -151,26 +185,23 @@ def each_block(q, k, q_rel, k_rel, may, causal, dropout, seed):
         return memory[name][:math.prod(shape)].view(shape)
 
     for b in (slice(start, min(start + most, B)) for start in range(0, B, most)):
+        p, l = (slice(b.start * heads, b.stop * heads) for heads in (H, R))
         for start in range(0, T, rows):
             i = slice(start, min(start + rows, T))
             j = slice(0, S - T + i.stop if causal else S)                          # whom the last of them may see
-            g, n, e = b.stop - b.start, i.stop - i.start, j.stop
-            hidden = None if may is None else ~may[:, b, i, j]
-            scores = torch.matmul(q[:, b, i], k[:, b, j].mT, out=room("scores", H, g, n, e))
+            n, e = i.stop - i.start, j.stop
+            scores = torch.bmm(q[p, i], k[p, j].mT, out=room("alpha", p.stop - p.start, n, e))
             if causal:
-                scores[..., e - n:] += future(n, q.dtype, q.device)
-            if hidden is not None:
-                scores.masked_fill_(hidden, torch.finfo(q.dtype).min)
-            alpha = torch.softmax(scores, -1, out=room("alpha", H, g, n, e))
-            if hidden is not None:
-                alpha.masked_fill_(hidden, 0.0)
-            dropped = alpha
-            if dropout:
-                seed += 1
-                kept = room("dropped", H, g, n, e).uniform_(generator=torch.Generator(q.device).manual_seed(seed))
-                dropped = kept.ge_(dropout).mul_(alpha).mul_(1 / (1 - dropout))
-            r = torch.matmul(q_rel[:, b, i], k_rel[:, b, j].mT, out=room("r", R, g, n, e))
-            yield b, i, j, alpha, dropped, r, room
+                scores[..., e - n:].add_(future(n, q.dtype, q.device))
+            yield b, p, l, i, j, scores, None if may is None else ~may[b, :, i, j], room
+
+
+def drop(alpha, dropout, seed, room):
+    """Each weight to 0 or 1 / (1 - dropout) times itself, by the seed of its block."""
+    if not dropout:
+        return alpha
+    kept = room("dropped", *alpha.shape).uniform_(generator=torch.Generator(alpha.device).manual_seed(seed))
+    return kept.ge_(dropout).mul_(alpha).mul_(1 / (1 - dropout))
 
 
 @functools.lru_cache(maxsize=2)                                                    # blocks have one length or two
@@ -181,20 +212,20 @@ def future(n, dtype, device):
 
 
 def skew(alpha, room):
-    """(H, g, n, e) by sender -> (H, g, n, n + e - 1) by offset j - i: row i stands i places further left in zeros."""
-    H, g, n, e = alpha.shape
-    wide = room("skewed", H, g, n, n + e - 1).zero_()
+    """(g H, n, e) by sender -> (g H, n, n + e - 1) by offset j - i: row i stands i places further left in zeros."""
+    pairs, n, e = alpha.shape
+    wide = room("skewed", pairs, n, n + e - 1).zero_()
     unskew(wide, e).copy_(alpha)
     return wide
 
 
 def unskew(wide, e):
-    """The way back, (H, g, n, n + e - 1) -> (H, g, n, e), as a view: along the diagonals, with a stride one shorter.
+    """The way back, (g H, n, n + e - 1) -> (g H, n, e), as a view: along the diagonals, with a stride one shorter.
 
     `wide` must begin where its memory begins, as all of `room` does: as_strided counts from there.
     """
-    H, g, n, L = wide.shape
-    return wide.as_strided((H, g, n, e), (g * n * L, n * L, L - 1, 1), n - 1)
+    pairs, n, L = wide.shape
+    return wide.as_strided((pairs, n, e), (n * L, L - 1, 1), n - 1)
 
 
 def offsets(i, j, T):

@@ -157,10 +157,13 @@ class RelationalAttention(nn.Module):
         q_rel, k_rel = merge_heads(q_rel)[:, None], merge_heads(k_rel)[:, None]    # (B, 1, T or S, R p)
         width = q_rel.size(-1)                                                     # R p
         v = torch.cat([k_rel.expand(B, G, S, width), symbols.expand(B, G, S, d_h)], -1)
-        # Fused kernels want one width for q, k and v: zeros behind q and k leave every score as it is.
-        q, k = F.pad(q, (0, width)), F.pad(k, (0, width))                          # (B, H, T, R p + d_h)
-        out = attend(q, k, v, causal=causal, mask=mask, scale=d_h ** -0.5,
-                     dropout=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        if q.device.type == "cpu":                                                 # faster so than by PyTorch's kernel
+            out, _ = attend_in_blocks(q, k, v, causal=causal, may=may_attend(False, mask, q, k), dropout=dropout)
+        else:
+            # Fused kernels want one width for q, k and v: zeros behind q and k leave every score as it is.
+            q, k = F.pad(q, (0, width)), F.pad(k, (0, width))                      # (B, H, T, R p + d_h)
+            out = attend(q, k, v, causal=causal, mask=mask, scale=d_h ** -0.5, dropout=dropout)
         brought, s = out.split([width, d_h], -1)                                   # sum_j alpha_ij k_rel_j, .. s_j W_s
         # < q_rel_i[l], brought_i[l] > W_r: product and sum over p are one matrix product with W_r's rows repeated
         W_r = self.W_r.repeat_interleave(self.rel_proj_dim, dim=1)                 # (H, R p, d_h)
