@@ -102,7 +102,7 @@ class Blocks(torch.autograd.Function):
             w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
             o[p, i] = torch.bmm(w, v[p, of]) / total                               # sum_j alpha_hij v_hj
             if R:                                                                  # sum_j alpha_hij r_lij
-                r = torch.bmm(q_rel[l, i], k_rel[l, j].mT, out=room("r", len(alpha) // H * R, *alpha.shape[1:]))
+                r = torch.bmm(q_rel[l, i], k_rel[l, j].mT, out=room("r", l.stop - l.start, *alpha.shape[1:]))
                 m[b, i] = queries_first(dropped, H) @ queries_first(r, R).mT / queries_first(total, H)
         ctx.save_for_backward(q, k, v, q_rel, k_rel, may, o, m, L)
         ctx.how = B, causal, dropout, seed, relative
@@ -124,7 +124,7 @@ class Blocks(torch.autograd.Function):
         q_L, k_1 = torch.cat([q, -L], -1), F.pad(k.mT, (0, 0, 0, 1), value=1).mT
         d_o_D, v_1 = torch.cat([d_o, D.mul(0 if dropout else -1)], -1), F.pad(v.mT, (0, 0, 0, 1), value=1).mT
         for b, p, l, i, j, alpha, hidden, room in each_block(q_L, k_1, R, may, B, causal):
-            n, e = alpha.shape[1:]
+            g, n, e = len(alpha) // H, *alpha.shape[1:]
             alpha.exp2_()
             if hidden is not None:
                 alpha.unflatten(0, (-1, H)).masked_fill_(hidden, 0.0)
@@ -134,10 +134,11 @@ class Blocks(torch.autograd.Function):
             d_alpha = unskew(d_alpha, e) if relative else d_alpha                  # (g H, n, e)
             d_v[p, :, of].add_(torch.bmm(d_o[p, i].mT, w))
             if R:
-                r = torch.bmm(q_rel[l, i], k_rel[l, j].mT, out=room("r", len(alpha) // H * R, n, e))
-                from_m = torch.matmul(d_m[b, i], queries_first(r, R), out=room("from_m", len(alpha) // H, n, H, e))
+                r = torch.bmm(q_rel[l, i], k_rel[l, j].mT, out=room("r", g * R, n, e))
+                from_m = torch.matmul(d_m[b, i], queries_first(r, R), out=room("from_m", g, n, H, e))
                 d_alpha.unflatten(0, (-1, H)).add_(from_m.transpose(1, 2))
-                d_r = torch.matmul(d_m[b, i].mT, queries_first(dropped, H), out=room("r", len(r) // R, n, R, e))
+                # r has served: d_r takes its memory
+                d_r = torch.matmul(d_m[b, i].mT, queries_first(dropped, H), out=room("r", g, n, R, e))
                 d_r = d_r.transpose(1, 2).flatten(0, 1)                            # (g R, n, e), a view if g is 1
                 d_q_rel[l, i] = torch.bmm(d_r, k_rel[l, j])
                 d_k_rel[l, :, j].add_(torch.bmm(q_rel[l, i].mT, d_r))
@@ -159,12 +160,15 @@ def block_size(B, H, R, T, S, device):
     """How many sequences and how many queries a block has, by what its alpha or r may hold.
 
     On a CPU enough numbers that starting operations costs little, few enough to be near the processor; of one sequence
-    if there are relations, whose derivatives would be copied else. On a GPU as many as there is memory for: what costs
+    if that is longer than a block and has relations, whose derivatives would be copied else. On a GPU more: what costs
     there is to launch kernels. (Reckoned, not yet measured.)
     """
     numbers, least = (2 ** 19, 128) if device.type == "cpu" else (2 ** 24, 16)
-    g = 1 if R and device.type == "cpu" else max(1, min(B, numbers // (least * max(H, R) * S)))
-    rows = max(least, numbers // (g * max(H, R) * S))
+    one_query = max(H, R) * S
+    g = max(1, min(B, numbers // (min(least, T) * one_query)))
+    if R and T > least and device.type == "cpu":
+        g = 1
+    rows = max(least, numbers // (g * one_query))
     return g, math.ceil(T / math.ceil(T / rows))                           # 257 = 86 + 86 + 85, not 128 + 128 + 1
 
 

@@ -39,15 +39,13 @@ REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoi
                    "gelu_tanh": lambda r: F.gelu(r, approximate="tanh"), "silu": F.silu, "softmax": None}
 
 # Which form is the fastest? For a pair of tokens alpha and r have H + R numbers. Forward and backward, the fast form
-# makes 7 H (R p + d_h) multiplications for them, blocks 7 H d_h + 4 R p, of which they do H d_h + R p a second time.
+# makes 7 H d_h + 3 H R p multiplications for them, blocks 7 H d_h + 4 R p, of which they do H d_h + R p a second time.
 # So for each number
-#     x = (7 H - 4) R p / (H + R)        are saved by blocks, not by the fast form
-#     z = (H d_h + R p) / (H + R)        are repeated by blocks, not by the literal form
-# and the rest is fitted to measurements on a CPU (results/bench/rule.txt). c = 2 if causal, as the literal form skips
-# nothing, else 1.
-SAVED = 170             # fast, not blocked:     x <= SAVED
-SHORT = 110             # literal, not fast:     c T S < x^3 / SHORT
-FEW = 450_000           # literal, not blocked:  c T S (H + R - 1) < FEW (z / B)^(1/3)
+#     x = (3 H - 4) R p / (H + R)        are saved by blocks, not by the fast form
+#     z = (H d_h + R p) / (H + R)        are repeated by both, not by the literal form
+# and the rest is fitted to measurements on a CPU (results/bench/rule.txt): fast, not blocked, if x <= 60; literal if
+#     c T S B^(1/3)  <  min( 280 (z^2 (H + R))^(3/4),  2,300,000 / (H + R) )         c = 2 if causal, as blocks skip half
+# A GPU is not measured: there the fast form serves wherever its values are narrow enough for flash attention.
 
 
 class RelationalAttention(nn.Module):
@@ -115,19 +113,15 @@ class RelationalAttention(nn.Module):
         so that the same call always takes the same form and runs can be repeated.
         """
         (B, H, T, d_h), S, R, p = q.shape, k.size(-2), self.n_relations, self.rel_proj_dim
-        on_cpu, c = q.device.type == "cpu", 2 if causal else 1
-        x, z = (7 * H - 4) * R * p / (H + R), (H * d_h + R * p) / (H + R)          # as above
-        fused = ((x <= SAVED if on_cpu else R * p + d_h <= 256)                        # flash attention's widest is 256
-                 and not isinstance(symbols, PositionRelativeSymbols)              # these are no values of j alone
-                 and not (on_cpu and self.dropout and self.training)               # this kernel keeps n x n weights
-                 and not (causal and mask is not None))                            # this one takes an n x n mask
-        if fused:
-            few = x ** 3 / SHORT if on_cpu else 0                                  # a GPU: not measured
-        else:
-            few = FEW * (z / B) ** (1 / 3) / (H + R - 1)
-        if T == 1 or c * T * S < few:
+        x, z, c = (3 * H - 4) * R * p / (H + R), (H * d_h + R * p) / (H + R), 2 if causal else 1   # as above
+        few = c * T * S * B ** (1 / 3) < min(280 * (z * z * (H + R)) ** 0.75, 2_300_000 / (H + R))
+        on_cpu = q.device.type == "cpu"
+        # flash attention's widest is 256, and with causal and mask it would need an n x n mask
+        narrow = x <= 60 if on_cpu else R * p + d_h <= 256 and not (causal and mask is not None)
+        narrow = narrow and not isinstance(symbols, PositionRelativeSymbols)       # these are no values of j alone
+        if T == 1 or few and (on_cpu or not narrow):
             return self.literal
-        return self.fast if fused else self.blocked
+        return self.fast if narrow else self.blocked
 
     def literal(self, q, k, q_rel, k_rel, symbols, causal, mask):
         """Eq. 3 as the paper writes it: the definition."""
