@@ -96,14 +96,23 @@ def attention_weights(q, k, *, causal=False, mask=None):
     return alpha if mask is None else alpha.masked_fill(hidden, 0.0)   # without a mask everyone sees at least itself
 
 
-def attend(q, k, v, *, causal=False, mask=None, dropout=0.0, scale=None):
-    """sum_j alpha_ij v_j, (B, H, T, width of v), through PyTorch's kernels, of which the fused ones never store alpha.
+def attend(q, k, v, *, causal=False, mask=None, dropout=0.0):
+    """sum_j alpha_ij v_j, (B, H, T, width of v), without n x n tensors; v may be wider than q and k.
 
-    On a CPU none of these takes dropout: long sequences go through blocked.py. causal with a mask makes a T x S mask.
+    By PyTorch's kernels, but on a CPU these are slow where v is wider and store alpha where there is dropout.
     """
-    if dropout and q.device.type == "cpu" and q.size(-2) * k.size(-2) >= 2 ** 16:
-        may = may_attend(False, mask, q, k)
-        return attend_in_blocks(q, k, v, causal=causal, may=may, dropout=dropout, scale=scale)[0].type_as(q)
+    many = q.size(-2) * k.size(-2) >= 2 ** 16
+    if q.device.type == "cpu" and (dropout and many or v.size(-1) > q.size(-1)):
+        o, _ = attend_in_blocks(q, k, v, causal=causal, may=may_attend(False, mask, q, k), dropout=dropout)
+        return o.type_as(q)
+    return attend_fused(q, k, v, causal=causal, mask=mask, dropout=dropout)
+
+
+def attend_fused(q, k, v, *, causal, mask, dropout):
+    """The same by PyTorch's kernels, of which the fused ones never store alpha; causal and a mask make a T x S mask."""
+    scale, wider = q.size(-1) ** -0.5, v.size(-1) - q.size(-1)
+    if wider > 0:                      # kernels want one width: zeros behind q and k leave every score as it is
+        q, k = F.pad(q, (0, wider)), F.pad(k, (0, wider))
     whole = causal and mask is None and q.size(-2) == k.size(-2)       # then the kernel skips the future by itself
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=None if whole else may_attend(causal, mask, q, k), is_causal=whole,

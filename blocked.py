@@ -1,4 +1,4 @@
-"""Relational attention a block of queries at a time: exact, in linear memory, the fastest form for wide heads.
+"""Relational attention a block of queries at a time: exact, in linear memory, relations computed once for all heads.
 
 The values of `RelationalAttention.fast`, [k_rel, s W_s], are R p + d_h wide, and each of H heads sums all of them:
 H R p n^2 multiplications for k_rel, although relations are the same for all heads. Computed once, they cost less:
@@ -9,7 +9,8 @@ H R p n^2 multiplications for k_rel, although relations are the same for all hea
     a_hi   =  m_hi W_r_h + o_hi
 
 These alpha and r are n x n, so they are made for one block of queries, used and forgotten. Inputs, m and o are kept,
-and the backward pass makes each block again. Write x' for the derivative of the loss by x; given m' and o' it is
+and the logarithm of each softmax's sum, L_hi: the backward pass makes each block again, with alpha_hij = exp(score_hij
+- L_hi). Write x' for the derivative of the loss by x; given m' and o' it is
 
     alpha'_hij  =  sum_l m'_hil r_lij + <o'_hi, v_hj>                  r'_lij  =  sum_h m'_hil alpha_hij
     score'_hij  =  alpha_hij (alpha'_hij - D_hi)                       D_hi    =  sum_j alpha_hij alpha'_hij
@@ -23,7 +24,8 @@ Dropout puts c_hij alpha_hij in alpha's place in m and o, where c is 0 or 1 / (1
 alpha' is the derivative by c alpha, score' = alpha (c alpha' - D) with the D of before, <m', m> + <o', o>. No c is
 kept either: it is drawn again, from a seed that each block has of its own.
 
-Without relations (R = 0) this is self-attention with linear memory where PyTorch has none: on a CPU with dropout.
+Without relations (R = 0) this is attention for what PyTorch does not do well on a CPU: dropout, and values that are
+wider than keys, as those of the fast form are.
 """
 import functools
 import math
@@ -33,13 +35,11 @@ import torch.nn.functional as F
 
 
 @torch.compiler.disable     # torch.compile would unroll the loop, and compile for minutes
-def attend_in_blocks(q, k, v, q_rel=None, k_rel=None, *, causal=False, may=None, dropout=0.0, relative=False,
-                     scale=None):
+def attend_in_blocks(q, k, v, q_rel=None, k_rel=None, *, causal=False, may=None, dropout=0.0, relative=False):
     """-> o (B, H, T, d_v) and m (B, H, T, R) as above, in float32 or, given float64, in float64.
 
     As everywhere the T queries are the last of the S positions.
     q (B, H, T, d_h), k (B, G, S, d_h), q_rel (B, R, T, p), k_rel (B, R, S, p), or no relations; causal: T <= S.
-    scale: of alpha's scores, 1 / sqrt(d_h) if None.
     v (B or 1, G, S, d_v). relative: v (1, G, >= T + S - 1, d_v) by offset j - i, from -(S - 1), not by sender j.
     may: boolean, of four dimensions that broadcast to (B, H, T, S), True = may attend; who may see nobody gets zeros.
     """
@@ -60,7 +60,7 @@ def attend_in_blocks(q, k, v, q_rel=None, k_rel=None, *, causal=False, may=None,
         return x.flatten(0, 2).contiguous().mT
 
     # softmax in powers of 2: exp2 takes as long for minus infinity as for other numbers, exp ten times as long
-    q = asked(q, (d_h ** -0.5 if scale is None else scale) * math.log2(math.e))
+    q = asked(q, d_h ** -0.5 * math.log2(math.e))
     may = None if may is None else may.expand(B, -1, T, k.size(2))                 # (B, H or 1, T, S)
     seed = int(torch.randint(2 ** 62, ())) if dropout else 0
     o, m = Blocks.apply(q, sent(k, H), sent(v, H), asked(q_rel, q_rel.size(-1) ** -0.5), sent(k_rel, q_rel.size(1)),
@@ -77,11 +77,10 @@ def without_autocast(f):
 
 
 class Blocks(torch.autograd.Function):
-    """The equations above, (sequence, head) pairs first: q (B H, T, d_h), k and v (B H, S, ..), q_rel (B R, T, p), k_rel
-    (B R, S, p), o (B H, T, d_v); but m (B, T, H, R).
+    """The equations above, for pairs of sequence and head: q (B H, T, d_h), k and v (B H, S, ..), q_rel (B R, T, p),
+    k_rel (B R, S, p), o (B H, T, d_v); but m (B, T, H, R).
 
-    A block has g of the B sequences, with all their heads (p: of pairs, l: of relations), n of the T queries i and e of
-    the S keys j.
+    A block has g of the B sequences, b, with their pairs p and relations l; n of the T queries, i; e of the S keys, j.
     """
 
     @staticmethod

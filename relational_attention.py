@@ -19,8 +19,8 @@ So a relational head IS ordinary attention, whose values are [k_rel_j[1] ... k_r
 the receiver's own relation queries. Three forms of the same sum, equal to 1e-10 in the tests, gradients included:
 
     literal     Eq. 3 as it stands: the definition, and the fastest form among few tokens
-    fast        the identity: one call of PyTorch's fused attention, memory linear in n; for narrow heads
-    blocked     linear in n too, relations computed once for all heads: see blocked.py; for all others
+    fast        the identity: attention with wide values, by a fused kernel or in blocks, memory linear in n; few heads
+    blocked     linear in n too, relations computed once for all heads: see blocked.py; for many or wide ones
 
 `RelationalAttention.choose_form` chooses, by shapes.
 
@@ -44,7 +44,7 @@ REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoi
 #     x = (3 H - 4) R p / (H + R)        are saved by blocks, not by the fast form
 #     z = (H d_h + R p) / (H + R)        are repeated by both, not by the literal form
 # and the rest is fitted to measurements on a CPU (results/bench/rule.txt): fast, not blocked, if x <= 60; literal if
-#     c T S B^(1/3)  <  min( 280 (z^2 (H + R))^(3/4),  2,300,000 / (H + R) )         c = 2 if causal, as blocks skip half
+#     c T S B^(1/3)  <  min( 280 (z^2 (H + R))^(3/4),  2,300,000 / (H + R) )     c = 2 if causal, as blocks skip half
 # A GPU is not measured: there the fast form serves wherever its values are narrow enough for flash attention.
 
 
@@ -151,13 +151,7 @@ class RelationalAttention(nn.Module):
         q_rel, k_rel = merge_heads(q_rel)[:, None], merge_heads(k_rel)[:, None]    # (B, 1, T or S, R p)
         width = q_rel.size(-1)                                                     # R p
         v = torch.cat([k_rel.expand(B, G, S, width), symbols.expand(B, G, S, d_h)], -1)
-        dropout = self.dropout if self.training else 0.0
-        if q.device.type == "cpu":                                                 # faster so than by PyTorch's kernel
-            out, _ = attend_in_blocks(q, k, v, causal=causal, may=may_attend(False, mask, q, k), dropout=dropout)
-        else:
-            # Fused kernels want one width for q, k and v: zeros behind q and k leave every score as it is.
-            q, k = F.pad(q, (0, width)), F.pad(k, (0, width))                      # (B, H, T, R p + d_h)
-            out = attend(q, k, v, causal=causal, mask=mask, scale=d_h ** -0.5, dropout=dropout)
+        out = attend(q, k, v, causal=causal, mask=mask, dropout=self.dropout if self.training else 0.0)
         brought, s = out.split([width, d_h], -1)                                   # sum_j alpha_ij k_rel_j, .. s_j W_s
         # < q_rel_i[l], brought_i[l] > W_r: product and sum over p are one matrix product with W_r's rows repeated
         W_r = self.W_r.repeat_interleave(self.rel_proj_dim, dim=1)                 # (H, R p, d_h)
