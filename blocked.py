@@ -31,7 +31,6 @@ import functools
 import math
 
 import torch
-import torch.nn.functional as F
 
 
 @torch.compiler.disable     # torch.compile would unroll the loop, and compile for minutes
@@ -119,17 +118,14 @@ class Blocks(torch.autograd.Function):
         d_q, d_q_rel = torch.empty_like(q), torch.empty_like(q_rel)
         # features first, as k, v and k_rel are
         d_k, d_v, d_k_rel = (torch.zeros_like(x.mT, memory_format=torch.contiguous_format) for x in (k, v, k_rel))
-        # [q, -L] [k, 1] = score - L and [o', -D] [v, 1] = <o', v> - D: one feature more costs less than to subtract
-        q_L, k_1 = torch.cat([q, -L], -1), F.pad(k.mT, (0, 0, 0, 1), value=1).mT
-        d_o_D, v_1 = torch.cat([d_o, D.mul(0 if dropout else -1)], -1), F.pad(v.mT, (0, 0, 0, 1), value=1).mT
-        for b, p, l, i, j, alpha, hidden, room in each_block(q_L, k_1, R, may, B, causal):
+        for b, p, l, i, j, alpha, hidden, room in each_block(q, k, R, may, B, causal):
             g, n, e = len(alpha) // H, *alpha.shape[1:]
-            alpha.exp2_()
+            alpha.sub_(L[p, i]).exp2_()
             if hidden is not None:
                 alpha.unflatten(0, (-1, H)).masked_fill_(hidden, 0.0)
             dropped = drop(alpha, dropout, seed + b.start * T + i.start, room)
             w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
-            d_alpha = torch.bmm(d_o_D[p, i], v_1[p, of].mT, out=room("d_alpha", *w.shape))
+            d_alpha = torch.bmm(d_o[p, i], v[p, of].mT, out=room("d_alpha", *w.shape))
             d_alpha = unskew(d_alpha, e) if relative else d_alpha                  # (g H, n, e)
             d_v[p, :, of].add_(torch.bmm(d_o[p, i].mT, w))
             if R:
@@ -141,9 +137,7 @@ class Blocks(torch.autograd.Function):
                 d_r = d_r.transpose(1, 2).flatten(0, 1)                            # (g R, n, e), a view if g is 1
                 d_q_rel[l, i] = torch.bmm(d_r, k_rel[l, j])
                 d_k_rel[l, :, j].add_(torch.bmm(q_rel[l, i].mT, d_r))
-            d_score = d_alpha.mul_(dropped)                                        # alpha (c alpha' - D)
-            if dropout:
-                d_score.addcmul_(alpha, D[p, i], value=-1)
+            d_score = d_alpha.mul_(dropped).addcmul_(alpha, D[p, i], value=-1)     # alpha (c alpha' - D)
             d_q[p, i] = torch.bmm(d_score, k[p, j])
             d_k[p, :, j].add_(torch.bmm(q[p, i].mT, d_score))
         d_q, d_k = d_q * math.log(2), d_k * math.log(2)                            # the derivative of 2^x is 2^x ln 2
