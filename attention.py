@@ -97,11 +97,11 @@ def attention_weights(q, k, *, causal=False, mask=None):
 
 
 def attend(q, k, v, *, causal=False, mask=None, dropout=0.0):
-    """sum_j alpha_ij v_j, (B, H, T, width of v), without n x n tensors; v may be wider than q and k.
+    """sum_j alpha_ij v_j, (B, H, T, width of v); v may be wider than q and k.
 
-    By PyTorch's kernels, but on a CPU these are slow where v is wider and store alpha where there is dropout.
+    By PyTorch's kernels, but on a CPU these are slow where v is wider, and store alpha where there is dropout.
     """
-    many = q.size(-2) * k.size(-2) >= 2 ** 16
+    many = q.size(-2) * k.size(-2) >= 2 ** 16                          # below, to store alpha costs little
     if q.device.type == "cpu" and (dropout and many or v.size(-1) > q.size(-1)):
         o, _ = attend_in_blocks(q, k, v, causal=causal, may=may_attend(False, mask, q, k), dropout=dropout)
         return o.type_as(q)

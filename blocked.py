@@ -9,8 +9,8 @@ H R p n^2 multiplications for k_rel, although relations are the same for all hea
     a_hi   =  m_hi W_r_h + o_hi
 
 These alpha and r are n x n, so they are made for one block of queries, used and forgotten. Inputs, m and o are kept,
-and the logarithm of each softmax's sum, L_hi: the backward pass makes each block again, with alpha_hij = exp(score_hij
-- L_hi). Write x' for the derivative of the loss by x; given m' and o' it is
+and of each softmax L_hi = log sum_j exp(score_hij): the backward pass makes each block again, with alpha_hij =
+exp(score_hij - L_hi). Write x' for the derivative of the loss by x; given m' and o' it is
 
     alpha'_hij  =  sum_l m'_hil r_lij + <o'_hi, v_hj>                  r'_lij  =  sum_h m'_hil alpha_hij
     score'_hij  =  alpha_hij (alpha'_hij - D_hi)                       D_hi    =  sum_j alpha_hij alpha'_hij
@@ -58,7 +58,7 @@ def attend_in_blocks(q, k, v, q_rel=None, k_rel=None, *, causal=False, may=None,
         x = x.to(exact).mT[:, :, None].expand(B, -1, each, -1, -1)                 # (B, G, each, width, S)
         return x.flatten(0, 2).contiguous().mT
 
-    # softmax in powers of 2: exp2 takes as long for minus infinity as for other numbers, exp ten times as long
+    # scores and L are kept in base 2: on a CPU exp2 is as quick for minus infinity as for others, exp ten times as slow
     q = asked(q, d_h ** -0.5 * math.log2(math.e))
     may = None if may is None else may.expand(B, -1, T, k.size(2))                 # (B, H or 1, T, S)
     seed = int(torch.randint(2 ** 62, ())) if dropout else 0
@@ -79,7 +79,8 @@ class Blocks(torch.autograd.Function):
     """The equations above, for pairs of sequence and head: q (B H, T, d_h), k and v (B H, S, ..), q_rel (B R, T, p),
     k_rel (B R, S, p), o (B H, T, d_v); but m (B, T, H, R).
 
-    A block has g of the B sequences, b, with their pairs p and relations l; n of the T queries, i; e of the S keys, j.
+    A block has g of the B sequences, with all their pairs and relations, n of the T queries and e of the S keys; which
+    ones say the slices b, pairs, rels, i and j.
     """
 
     @staticmethod
@@ -87,7 +88,8 @@ class Blocks(torch.autograd.Function):
     def forward(ctx, q, k, v, q_rel, k_rel, may, B, causal, dropout, seed, relative):
         H, R, T = len(q) // B, len(q_rel) // B, q.size(1)
         o, m, L = q.new_empty(B * H, T, v.size(-1)), q.new_empty(B, T, H, R), q.new_empty(B * H, T, 1)
-        for b, p, l, i, j, alpha, hidden, room in each_block(q, k, R, may, B, causal):
+        for b, pairs, rels, i, j, alpha, hidden, room in each_block(q, k, R, may, B, causal):
+            g, n, e = len(alpha) // H, *alpha.shape[1:]
             if hidden is not None:
                 alpha.unflatten(0, (-1, H)).masked_fill_(hidden, torch.finfo(q.dtype).min)
             top = alpha.amax(-1, keepdim=True)
@@ -95,12 +97,12 @@ class Blocks(torch.autograd.Function):
             if hidden is not None:
                 alpha.unflatten(0, (-1, H)).masked_fill_(hidden, 0.0)
             total = alpha.sum(-1, keepdim=True).clamp_(min=1)                      # 1 for who sees nobody
-            L[p, i] = top + total.log2()
+            L[pairs, i] = top + total.log2()
             dropped = drop(alpha, dropout, seed + b.start * T + i.start, room)
             w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
-            o[p, i] = torch.bmm(w, v[p, of]) / total                               # sum_j alpha_hij v_hj
+            o[pairs, i] = torch.bmm(w, v[pairs, of]) / total                       # sum_j alpha_hij v_hj
             if R:                                                                  # sum_j alpha_hij r_lij
-                r = torch.bmm(q_rel[l, i], k_rel[l, j].mT, out=room("r", l.stop - l.start, *alpha.shape[1:]))
+                r = torch.bmm(q_rel[rels, i], k_rel[rels, j].mT, out=room("r", g * R, n, e))
                 m[b, i] = queries_first(dropped, H) @ queries_first(r, R).mT / queries_first(total, H)
         ctx.save_for_backward(q, k, v, q_rel, k_rel, may, o, m, L)
         ctx.how = B, causal, dropout, seed, relative
@@ -118,28 +120,28 @@ class Blocks(torch.autograd.Function):
         d_q, d_q_rel = torch.empty_like(q), torch.empty_like(q_rel)
         # features first, as k, v and k_rel are
         d_k, d_v, d_k_rel = (torch.zeros_like(x.mT, memory_format=torch.contiguous_format) for x in (k, v, k_rel))
-        for b, p, l, i, j, alpha, hidden, room in each_block(q, k, R, may, B, causal):
+        for b, pairs, rels, i, j, alpha, hidden, room in each_block(q, k, R, may, B, causal):
             g, n, e = len(alpha) // H, *alpha.shape[1:]
-            alpha.sub_(L[p, i]).exp2_()
+            alpha.sub_(L[pairs, i]).exp2_()
             if hidden is not None:
                 alpha.unflatten(0, (-1, H)).masked_fill_(hidden, 0.0)
             dropped = drop(alpha, dropout, seed + b.start * T + i.start, room)
             w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
-            d_alpha = torch.bmm(d_o[p, i], v[p, of].mT, out=room("d_alpha", *w.shape))
+            d_alpha = torch.bmm(d_o[pairs, i], v[pairs, of].mT, out=room("d_alpha", *w.shape))
             d_alpha = unskew(d_alpha, e) if relative else d_alpha                  # (g H, n, e)
-            d_v[p, :, of].add_(torch.bmm(d_o[p, i].mT, w))
+            d_v[pairs, :, of].add_(torch.bmm(d_o[pairs, i].mT, w))
             if R:
-                r = torch.bmm(q_rel[l, i], k_rel[l, j].mT, out=room("r", g * R, n, e))
+                r = torch.bmm(q_rel[rels, i], k_rel[rels, j].mT, out=room("r", g * R, n, e))
                 from_m = torch.matmul(d_m[b, i], queries_first(r, R), out=room("from_m", g, n, H, e))
                 d_alpha.unflatten(0, (-1, H)).add_(from_m.transpose(1, 2))
                 # r has served: d_r takes its memory
                 d_r = torch.matmul(d_m[b, i].mT, queries_first(dropped, H), out=room("r", g, n, R, e))
                 d_r = d_r.transpose(1, 2).flatten(0, 1)                            # (g R, n, e), a view if g is 1
-                d_q_rel[l, i] = torch.bmm(d_r, k_rel[l, j])
-                d_k_rel[l, :, j].add_(torch.bmm(q_rel[l, i].mT, d_r))
-            d_score = d_alpha.mul_(dropped).addcmul_(alpha, D[p, i], value=-1)     # alpha (c alpha' - D)
-            d_q[p, i] = torch.bmm(d_score, k[p, j])
-            d_k[p, :, j].add_(torch.bmm(q[p, i].mT, d_score))
+                d_q_rel[rels, i] = torch.bmm(d_r, k_rel[rels, j])
+                d_k_rel[rels, :, j].add_(torch.bmm(q_rel[rels, i].mT, d_r))
+            d_score = d_alpha.mul_(dropped).addcmul_(alpha, D[pairs, i], value=-1) # alpha (c alpha' - D)
+            d_q[pairs, i] = torch.bmm(d_score, k[pairs, j])
+            d_k[pairs, :, j].add_(torch.bmm(q[pairs, i].mT, d_score))
         d_q, d_k = d_q * math.log(2), d_k * math.log(2)                            # the derivative of 2^x is 2^x ln 2
         return d_q, d_k.mT, d_v.mT, d_q_rel, d_k_rel.mT, None, None, None, None, None, None
 
@@ -153,20 +155,21 @@ def block_size(B, H, R, T, S, device):
     """How many sequences and how many queries a block has, by what its alpha or r may hold.
 
     On a CPU enough numbers that starting operations costs little, few enough to be near the processor; of one sequence
-    if that is longer than a block and has relations, whose derivatives would be copied else. On a GPU more: what costs
+    where that has relations and more than 128 tokens, for those of several would be copied. On a GPU more: what costs
     there is to launch kernels. (Reckoned, not yet measured.)
     """
     numbers, least = (2 ** 19, 128) if device.type == "cpu" else (2 ** 24, 16)
     one_query = max(H, R) * S
-    g = max(1, min(B, numbers // (min(least, T) * one_query)))
-    if R and T > least and device.type == "cpu":
+    g = max(1, min(B, numbers // (min(128, T) * one_query)))
+    if R and T > 128 and device.type == "cpu":
         g = 1
     rows = max(least, numbers // (g * one_query))
     return g, math.ceil(T / math.ceil(T / rows))                           # 257 = 86 + 86 + 85, not 128 + 128 + 1
 
 
 def each_block(q, k, R, may, B, causal):
-    """Yields sequences b, pairs p, their relations l, queries i, keys j, scores (g H, n, e), who is hidden, and room.
+    """Yields slices of sequences b, their pairs and relations, queries i and keys j; scores (g H, n, e), who is hidden
+    there (g, H or 1, n, e) or None, and room.
 
     room(name, ...) is a tensor of that shape in memory that all blocks use in turn (all of these are overwritten for
     the next block): on a CPU, memory that is asked for anew costs more than the work in it.
@@ -182,15 +185,15 @@ def each_block(q, k, R, may, B, causal):
         return memory[name][:math.prod(shape)].view(shape)
 
     for b in (slice(start, min(start + most, B)) for start in range(0, B, most)):
-        p, l = (slice(b.start * heads, b.stop * heads) for heads in (H, R))
+        pairs, rels = (slice(b.start * heads, b.stop * heads) for heads in (H, R))
         for start in range(0, T, rows):
             i = slice(start, min(start + rows, T))
             j = slice(0, S - T + i.stop if causal else S)                          # whom the last of them may see
             n, e = i.stop - i.start, j.stop
-            scores = torch.bmm(q[p, i], k[p, j].mT, out=room("alpha", p.stop - p.start, n, e))
+            scores = torch.bmm(q[pairs, i], k[pairs, j].mT, out=room("alpha", pairs.stop - pairs.start, n, e))
             if causal:
                 scores[..., e - n:].add_(future(n, q.dtype, q.device))
-            yield b, p, l, i, j, scores, None if may is None else ~may[b, :, i, j], room
+            yield b, pairs, rels, i, j, scores, None if may is None else ~may[b, :, i, j], room
 
 
 def drop(alpha, dropout, seed, room):
@@ -221,8 +224,8 @@ def unskew(wide, e):
 
     `wide` must begin where its memory begins, as all of `room` does: as_strided counts from there.
     """
-    pairs, n, L = wide.shape
-    return wide.as_strided((pairs, n, e), (n * L, L - 1, 1), n - 1)
+    pairs, n, width = wide.shape
+    return wide.as_strided((pairs, n, e), (n * width, width - 1, 1), n - 1)
 
 
 def offsets(i, j, T):

@@ -22,7 +22,7 @@ the receiver's own relation queries. Three forms of the same sum, equal to 1e-10
     fast        the identity: attention with wide values, by a fused kernel or in blocks, memory linear in n; few heads
     blocked     linear in n too, relations computed once for all heads: see blocked.py; for many or wide ones
 
-`RelationalAttention.choose_form` chooses, by shapes.
+`RelationalAttention.choose_form` chooses by rule.
 
 Shapes as in attention.py; R relations of width p = rel_proj_dim.
 """
@@ -42,10 +42,12 @@ REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoi
 # makes 7 H d_h + 3 H R p multiplications for them, blocks 7 H d_h + 4 R p, of which they do H d_h + R p a second time.
 # So for each number
 #     x = (3 H - 4) R p / (H + R)        are saved by blocks, not by the fast form
-#     z = (H d_h + R p) / (H + R)        are repeated by both, not by the literal form
-# and the rest is fitted to measurements on a CPU (results/bench/rule.txt): fast, not blocked, if x <= 60; literal if
+#     z = (H d_h + R p) / (H + R)        are repeated by blocks, not by the literal form
+# (without 3 H R for m) and the rest is fitted to measurements on a CPU (results/bench/rule.txt): fast, not blocked, if
+# x <= 60; but literal if
 #     c T S B^(1/3)  <  min( 280 (z^2 (H + R))^(3/4),  2,300,000 / (H + R) )     c = 2 if causal, as blocks skip half
-# A GPU is not measured: there the fast form serves wherever its values are narrow enough for flash attention.
+# A GPU is not measured: there it is the fast form wherever its values are narrow enough for flash attention, and the
+# other two as on a CPU.
 
 
 class RelationalAttention(nn.Module):
@@ -109,15 +111,15 @@ class RelationalAttention(nn.Module):
         return (out, *weights) if need_weights else out
 
     def choose_form(self, q, k, symbols, causal, mask):
-        """The cheapest way to compute the same thing: by shapes, device, mask and dropout, never by the time it took,
-        so that the same call always takes the same form and runs can be repeated.
+        """The cheapest way to compute the same thing: by shapes, device, kind of symbols and whether there is a mask,
+        never by the time it took, so that the same call always takes the same form and runs can be repeated.
         """
         (B, H, T, d_h), S, R, p = q.shape, k.size(-2), self.n_relations, self.rel_proj_dim
         x, z, c = (3 * H - 4) * R * p / (H + R), (H * d_h + R * p) / (H + R), 2 if causal else 1   # as above
         few = c * T * S * B ** (1 / 3) < min(280 * (z * z * (H + R)) ** 0.75, 2_300_000 / (H + R))
         on_cpu = q.device.type == "cpu"
-        # flash attention's widest is 256, and with causal and mask it would need an n x n mask
-        narrow = x <= 60 if on_cpu else R * p + d_h <= 256 and not (causal and mask is not None)
+        # flash attention's widest is 256; PyTorch's kernels need an n x n mask for a causal part or one with padding
+        narrow = x <= 60 if on_cpu else R * p + d_h <= 256 and not (causal and (mask is not None or T < S))
         narrow = narrow and not isinstance(symbols, PositionRelativeSymbols)       # these are no values of j alone
         if T == 1 or few and (on_cpu or not narrow):
             return self.literal

@@ -44,8 +44,8 @@ def only_run(tmp_path):
 def fast_form(monkeypatch):
     """For tests whose sequences are short, but which are to test the forms for long ones."""
     def long(self, q, k, symbols, causal, mask):
-        fused = not isinstance(symbols, PositionRelativeSymbols) and (mask is None or not causal) and not self.dropout
-        return self.literal if q.size(-2) == 1 else self.fast if fused else self.blocked
+        by_offset = isinstance(symbols, PositionRelativeSymbols)
+        return self.literal if q.size(-2) == 1 else self.blocked if by_offset else self.fast
     monkeypatch.setattr(RelationalAttention, "choose_form", long)
 
 

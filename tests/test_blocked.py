@@ -42,16 +42,16 @@ def outputs_and_gradients(form, m, symbols, x, how, monkeypatch):
     return [out, *torch.autograd.grad((out * weight).sum(), [x, *m.parameters(), *symbols.parameters()])]
 
 
-def in_blocks_of(rows, monkeypatch, on_gpu=False):
-    """Makes blocks as large as this: of one sequence, as on a CPU, or of two, as a GPU may have them."""
-    monkeypatch.setattr(blocked, "block_size", lambda B, H, R, T, S, device: (min(B, 1 + on_gpu), min(rows, T)))
+def in_blocks_of(rows, monkeypatch, sequences=1):
+    """Makes blocks as large as this."""
+    monkeypatch.setattr(blocked, "block_size", lambda B, H, R, T, S, device: (min(B, sequences), min(rows, T)))
 
 
-@pytest.mark.parametrize("rows, on_gpu", [(1, False), (3, True), (128, False)])
+@pytest.mark.parametrize("rows, sequences", [(1, 1), (3, 2), (128, 1)])
 @pytest.mark.parametrize("seed", range(40))
-def test_all_forms_are_one(seed, rows, on_gpu, monkeypatch):
+def test_all_forms_are_one(seed, rows, sequences, monkeypatch):
     """120 random settings: outputs and gradients of the forms agree to 1e-10 (sizes are odd, so blocks are uneven)."""
-    in_blocks_of(rows, monkeypatch, on_gpu)
+    in_blocks_of(rows, monkeypatch, sequences)
     m, symbols, x, how = draw(seed * 3 + rows)
     literal = outputs_and_gradients("literal", m, symbols, x, how, monkeypatch)
     for form in ("blocked",) if isinstance(symbols, PositionRelativeSymbols) else ("blocked", "fast", "fast on a GPU"):
@@ -70,17 +70,17 @@ def operands(B=2, H=2, G=1, T=3, S=5, R=2, relative=False):
     return random(B, H, T, 4), random(B, G, S, 4), v, random(B, R, T, 2), random(B, R, S, 2)
 
 
-@pytest.mark.parametrize("causal, masked, dropout, relative, on_gpu", [
-    (False, False, 0.0, False, False), (True, True, 0.0, True, False), (True, False, 0.4, False, False),
-    (True, False, 0.4, True, True), (False, True, 0.0, False, True)])
-def test_derivatives_are_those_of_finite_differences(causal, masked, dropout, relative, on_gpu, monkeypatch):
-    in_blocks_of(2, monkeypatch, on_gpu)
-    may = torch.rand(2, 1, 3, 5) < 0.6 if masked else None
+@pytest.mark.parametrize("causal, masked, dropout, relative, B, sequences", [
+    (False, False, 0.0, False, 2, 1), (True, True, 0.0, True, 2, 1), (True, False, 0.4, False, 2, 1),
+    (True, False, 0.4, True, 2, 2), (False, True, 0.0, False, 2, 2), (True, True, 0.4, False, 3, 2)])
+def test_derivatives_are_those_of_finite_differences(causal, masked, dropout, relative, B, sequences, monkeypatch):
+    in_blocks_of(2, monkeypatch, sequences)
+    may = torch.rand(B, 1, 3, 5) < 0.6 if masked else None
 
     def f(*tensors):
         torch.manual_seed(0)                                                   # the same senders drop out each time
         return blocked.attend_in_blocks(*tensors, causal=causal, may=may, dropout=dropout, relative=relative)
-    assert torch.autograd.gradcheck(f, operands(relative=relative))
+    assert torch.autograd.gradcheck(f, operands(B=B, relative=relative))
 
 
 def test_without_relations_it_is_self_attention():
@@ -92,10 +92,10 @@ def test_without_relations_it_is_self_attention():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_dropout_drops_each_weight_with_its_probability_and_keeps_the_mean(on_gpu, monkeypatch):
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_dropout_drops_each_weight_with_its_probability_and_keeps_the_mean(sequences, monkeypatch):
     """With v the identity, o is alpha after dropout itself."""
-    in_blocks_of(150, monkeypatch, on_gpu)
+    in_blocks_of(150, monkeypatch, sequences)
     n, p = 300, 0.3
     q, k, v = torch.randn(2, 3, n, 4), torch.randn(2, 3, n, 4), torch.eye(n).expand(2, 3, n, n)
     alpha, _ = blocked.attend_in_blocks(q, k, v)
@@ -111,6 +111,16 @@ def test_dropout_drops_each_weight_with_its_probability_and_keeps_the_mean(on_gp
     assert not torch.equal(dropped, blocked.attend_in_blocks(q, k, v, dropout=p)[0])
 
 
+def test_each_block_has_a_seed_of_its_own_and_the_backward_pass_the_same_ones(monkeypatch):
+    in_blocks_of(2, monkeypatch)
+    seeds, drop = [], blocked.drop
+    monkeypatch.setattr(blocked, "drop", lambda *args: seeds.append(args[2]) or drop(*args))
+    o, _ = blocked.attend_in_blocks(*operands(B=4, T=5), dropout=0.4)
+    assert len(set(seeds)) == len(seeds) == 4 * 3
+    o.sum().backward()
+    assert seeds[:12] == seeds[12:]
+
+
 @pytest.mark.parametrize("Heads", [Attention, RelationalAttention])
 @pytest.mark.parametrize("how", ["plain", "relative", "dropout", "padding"])
 def test_memory_is_linear_in_the_length(Heads, how, largest_tensor):
@@ -124,18 +134,15 @@ def test_memory_is_linear_in_the_length(Heads, how, largest_tensor):
     assert largest.numel < n * n / 3
 
 
-@pytest.mark.parametrize("B, H, R, T, S", [
-    (1, 4, 4, 257, 257), (8, 4, 4, 1024, 1024), (8, 1, 1, 400, 400), (3, 2, 0, 1, 5000), (4, 8, 64, 2 ** 15, 2 ** 15),
-    (5000, 8, 8, 300, 300), (100, 4, 4, 128, 128), (100, 4, 0, 512, 512)])
-def test_a_block_is_bounded_and_all_have_nearly_one_length(B, H, R, T, S):
-    for device, numbers, least in (("cpu", 2 ** 19, 128), ("cuda", 2 ** 24, 16)):
-        g, rows = blocked.block_size(B, H, R, T, S, torch.device(device))
-        assert g == 1 or device == "cuda" or R == 0 or T <= least
-        assert g == 1 and rows <= least or g * rows * S * max(H, R) <= numbers
-        few = g < B and (g + 1) * max(rows, min(least, T)) * S * max(H, R) <= numbers          # room for one more
-        assert not few or g == 1
-        n_blocks = -(-T // rows)
-        assert n_blocks * rows - T < n_blocks
+@pytest.mark.parametrize("device, B, H, R, T, S, sequences, queries", [
+    ("cpu", 1, 4, 4, 257, 257, 1, 257), ("cpu", 8, 4, 4, 1024, 1024, 1, 128), ("cpu", 1, 1, 1, 1000, 1000, 1, 500),
+    ("cpu", 100, 4, 4, 128, 128, 8, 128), ("cpu", 100, 4, 4, 129, 129, 1, 129), ("cpu", 100, 4, 0, 512, 512, 2, 128),
+    ("cpu", 3, 2, 0, 1, 5000, 3, 1), ("cpu", 4, 8, 64, 2 ** 15, 2 ** 15, 1, 128),
+    ("cuda", 8, 4, 4, 1024, 1024, 8, 512), ("cuda", 5000, 8, 8, 300, 300, 54, 100),
+    ("cuda", 1, 8, 64, 2 ** 15, 2 ** 15, 1, 16)])
+def test_a_block_is_bounded_and_all_have_nearly_one_length(device, B, H, R, T, S, sequences, queries):
+    assert blocked.block_size(B, H, R, T, S, torch.device(device)) == (sequences, queries)
+    assert -(-T // queries) * queries - T < -(-T // queries)
 
 
 def test_causal_blocks_skip_the_future(monkeypatch):

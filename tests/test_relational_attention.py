@@ -213,10 +213,14 @@ def test_sensory_and_rca_heads_are_eq_2_with_loops(n_kv_heads, rope, bias):
         torch.testing.assert_close(rca(x, s, causal=True, rope=table), expected, rtol=0, atol=1e-6 if rope else 1e-12)
 
 
-@pytest.mark.parametrize("Heads", [Attention, RelationalAttention, RelationalCrossAttention])
+@pytest.mark.parametrize("Heads, form", [(Attention, ""), (RelationalCrossAttention, ""), (RelationalAttention, "fast"),
+                                         (RelationalAttention, "literal"), (RelationalAttention, "blocked")])
 @pytest.mark.parametrize("symbols", ["symbolic", "relative", "positional"])
-def test_attention_dropout_is_for_training_only(Heads, symbols):
+def test_attention_dropout_is_for_training_only(Heads, form, symbols, monkeypatch):
     """Of each kind of head on each path: the dropout of one key's weight shows in the output."""
+    if form == "fast" and symbols == "relative":
+        form = "blocked"                                     # these symbols are no values
+    monkeypatch.setattr(RelationalAttention, "choose_form", lambda self, *args: getattr(self, form))
     m, retriever, x = Heads(D, 4, dropout=0.5), make_symbols(symbols).float(), torch.randn(B, T, D)
     s = () if Heads is Attention else (retriever(x),)
     assert not torch.equal(m(x, *s), m(x, *s))
@@ -304,7 +308,7 @@ def test_which_form_the_rule_takes(why, n, form):
 
 @pytest.mark.parametrize("why, form", [
     ({}, "fast"), (dict(d=512, batch=64), "blocked"), (dict(d=384, n_relations=2, rel_proj_dim=96), "fast"),
-    (dict(dropout=0.1, causal=True), "fast"), (dict(relative=True), "blocked"),
+    (dict(dropout=0.1, causal=True), "fast"), (dict(relative=True), "blocked"), (dict(masked=True), "fast"),
     (dict(masked=True, causal=True), "blocked")])
 def test_on_a_gpu_it_is_the_fused_kernel_wherever_its_values_are_narrow_enough(why, form):
     assert chosen(1024, device="meta", **why) == chosen(8192, device="meta", **why) == form
