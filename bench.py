@@ -1,6 +1,6 @@
 """What relational attention costs: time and memory, beside self-attention, in a training step and in generation.
 
-    python bench.py                                       everything: 40 minutes on two cores; out/bench
+    python bench.py                                       everything: a quarter of an hour on two cores
     python bench.py --part=attention --n=512,1024         one part of it
     python bench.py --peer                                the authors' package, too: pip install dual-attention einops
 
