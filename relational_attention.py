@@ -46,6 +46,7 @@ REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoi
 # (without 3 H R for m) and the rest is fitted to measurements on a CPU (results/bench/rule.txt): fast, not blocked, if
 # x <= 60; but literal if
 #     c T S B^(1/3)  <  min( 280 (z^2 (H + R))^(3/4),  2,300,000 / (H + R) )     c = 2 if causal, as blocks skip half
+# or, as to start each operation takes time, c T S B (H + R) < 550,000.
 # A GPU is not measured: there it is the fast form wherever its values are narrow enough for flash attention, and the
 # other two as on a CPU.
 
@@ -116,7 +117,8 @@ class RelationalAttention(nn.Module):
         """
         (B, H, T, d_h), S, R, p = q.shape, k.size(-2), self.n_relations, self.rel_proj_dim
         x, z, c = (3 * H - 4) * R * p / (H + R), (H * d_h + R * p) / (H + R), 2 if causal else 1   # as above
-        few = c * T * S * B ** (1 / 3) < min(280 * (z * z * (H + R)) ** 0.75, 2_300_000 / (H + R))
+        few = (c * T * S * B ** (1 / 3) < min(280 * (z * z * (H + R)) ** 0.75, 2_300_000 / (H + R))
+               or c * T * S * B * (H + R) < 550_000)
         on_cpu = q.device.type == "cpu"
         # flash attention's widest is 256; PyTorch's kernels need an n x n mask for a causal part or one with padding
         narrow = x <= 60 if on_cpu else R * p + d_h <= 256 and not (causal and (mask is not None or T < S))

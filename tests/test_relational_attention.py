@@ -292,16 +292,18 @@ def chosen(n, *, d=64, batch=2, device="cpu", causal=False, masked=False, relati
 
 
 @pytest.mark.parametrize("why, n, form", [
-    ({}, 154, "literal"), ({}, 155, "fast"), ({}, 10 ** 5, "fast"),              # 154^2 2^(1/3) < 280 (8^2 8)^(3/4)
-    (dict(causal=True), 109, "literal"), (dict(causal=True), 110, "fast"), (dict(causal=True), 10 ** 5, "fast"),
+    (dict(batch=8), 122, "literal"), (dict(batch=8), 123, "fast"),               # 122^2 8^(1/3) < 280 (8^2 8)^(3/4)
+    (dict(batch=8, causal=True), 86, "literal"), (dict(batch=8, causal=True), 87, "fast"),
+    ({}, 185, "literal"), ({}, 186, "fast"),                                     # 185^2 * 2 * 8 < 550,000
+    ({}, 10 ** 5, "fast"), (dict(causal=True), 10 ** 5, "fast"),
     (dict(d=128), 260, "literal"), (dict(d=128), 261, "blocked"),                # x = 8 * 64 / 8 > 60
     (dict(d=128, causal=True), 183, "literal"), (dict(d=128, causal=True), 184, "blocked"),        # half as many
     (dict(d=512), 477, "literal"), (dict(d=512), 478, "blocked"),                # 8 * 477^2 2^(1/3) < 2,300,000
     (dict(d=512, batch=100), 248, "literal"), (dict(d=512, batch=100), 249, "blocked"),
     (dict(d=256, n_relations=12, rel_proj_dim=32), 337, "literal"),              # more relations: fewer tokens are few
     (dict(d=256, n_relations=12, rel_proj_dim=32), 338, "blocked"),
-    (dict(relative=True), 160, "blocked"), (dict(dropout=0.1), 160, "fast"),
-    (dict(masked=True, causal=True), 160, "fast"), (dict(masked=True), 160, "fast")])
+    (dict(relative=True), 190, "blocked"), (dict(dropout=0.1), 190, "fast"),
+    (dict(masked=True, causal=True), 190, "fast"), (dict(masked=True), 190, "fast")])
 def test_which_form_the_rule_takes(why, n, form):
     assert chosen(n, **why) == form
 
