@@ -44,7 +44,7 @@ REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoi
 #     x = (3 H - 4) R p / (H + R)        are saved by blocks, not by the fast form
 #     z = (H d_h + R p) / (H + R)        are repeated by blocks, not by the literal form
 # (without 3 H R for m) and the rest is fitted to measurements on a CPU (results/bench/rule.txt): fast, not blocked, if
-# x <= 60; but literal if
+# x <= 60, or 70 if causal; but literal if
 #     c T S B^(1/3)  <  min( 280 (z^2 (H + R))^(3/4),  2,300,000 / (H + R) )     c = 2 if causal, as blocks skip half
 # or, as to start each operation takes time, c T S B (H + R) < 550,000.
 # A GPU is not measured: there it is the fast form wherever its values are narrow enough for flash attention, and the
@@ -121,7 +121,7 @@ class RelationalAttention(nn.Module):
                or c * T * S * B * (H + R) < 550_000)
         on_cpu = q.device.type == "cpu"
         # flash attention's widest is 256; PyTorch's kernels need an n x n mask for a causal part or one with padding
-        narrow = x <= 60 if on_cpu else R * p + d_h <= 256 and not (causal and (mask is not None or T < S))
+        narrow = x <= (70 if causal else 60) if on_cpu else R * p + d_h <= 256 and not (causal and (mask is not None or T < S))
         narrow = narrow and not isinstance(symbols, PositionRelativeSymbols)       # these are no values of j alone
         if T == 1 or few and (on_cpu or not narrow):
             return self.literal

@@ -31,7 +31,7 @@ def test_models_are_those_of_the_presets(name, script, preset, baseline):
 
 def test_the_forms_are_forced_and_the_rule_is_asked():
     o = bench.Options(d_model=64, n_ra=2, batch_size=2)
-    assert bench.chosen(o, 9, CPU) == "literal" and bench.chosen(replace(o, d_model=512), 600, CPU) == "blocked"
+    assert bench.chosen(o, 9, CPU) == "literal" and bench.chosen(replace(o, d_model=512, n_ra=4), 600, CPU) == "blocked"
     called = []
     for form in ("literal", "fast", "blocked"):
         run = bench.attention_case(form, o, 9, CPU, torch.float32)

@@ -297,7 +297,7 @@ def chosen(n, *, d=64, batch=2, device="cpu", causal=False, masked=False, relati
     ({}, 185, "literal"), ({}, 186, "fast"),                                     # 185^2 * 2 * 8 < 550,000
     ({}, 10 ** 5, "fast"), (dict(causal=True), 10 ** 5, "fast"),
     (dict(d=128), 260, "literal"), (dict(d=128), 261, "blocked"),                # x = 8 * 64 / 8 > 60
-    (dict(d=128, causal=True), 183, "literal"), (dict(d=128, causal=True), 184, "blocked"),        # half as many
+    (dict(d=128, causal=True), 183, "literal"), (dict(d=128, causal=True), 184, "fast"),           # half as many
     (dict(d=512), 477, "literal"), (dict(d=512), 478, "blocked"),                # 8 * 477^2 2^(1/3) < 2,300,000
     (dict(d=512, batch=100), 248, "literal"), (dict(d=512, batch=100), 249, "blocked"),
     (dict(d=256, n_relations=12, rel_proj_dim=32), 337, "literal"),              # more relations: fewer tokens are few
