@@ -39,10 +39,10 @@ REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoi
                    "gelu_tanh": lambda r: F.gelu(r, approximate="tanh"), "silu": F.silu, "softmax": None}
 
 # Which form is the fastest? For a pair of tokens alpha and r have H + R numbers. Forward and backward, the fast form
-# makes 7 H d_h + 3 H R p multiplications for them, blocks 7 H d_h + 4 R p, of which they do H d_h + R p a second time.
-# So for each number
-#     x = (3 H - 4) R p / (H + R)        are saved by blocks, not by the fast form
-#     z = (H d_h + R p) / (H + R)        are repeated by blocks, not by the literal form
+# (in blocks, with values of R p + d_h) makes 7 H d_h + 3 H R p multiplications for them, the blocked form 7 H d_h +
+# 4 R p, of which it does H d_h + R p a second time. So for each number
+#     x = (3 H - 4) R p / (H + R)        are saved by the blocked form against the fast one
+#     z = (H d_h + R p) / (H + R)        are repeated by the blocked form, not by the literal one
 # (without 3 H R for m) and the rest is fitted to measurements on a CPU (results/bench/rule.txt): fast, not blocked, if
 # x <= 60, or 70 if causal; but literal if
 #     c T S B^(1/3)  <  min( 280 (z^2 (H + R))^(3/4),  2,300,000 / (H + R) )     c = 2 if causal, as blocks skip half
@@ -120,8 +120,10 @@ class RelationalAttention(nn.Module):
         few = (c * T * S * B ** (1 / 3) < min(280 * (z * z * (H + R)) ** 0.75, 2_300_000 / (H + R))
                or c * T * S * B * (H + R) < 550_000)
         on_cpu = q.device.type == "cpu"
-        # flash attention's widest is 256; PyTorch's kernels need an n x n mask for a causal part or one with padding
-        narrow = x <= (70 if causal else 60) if on_cpu else R * p + d_h <= 256 and not (causal and (mask is not None or T < S))
+        if on_cpu:
+            narrow = x <= (70 if causal else 60)
+        else:              # flash attention's widest is 256; causal with a mask, or for the last T alone, it is n x n
+            narrow = R * p + d_h <= 256 and not (causal and (mask is not None or T < S))
         narrow = narrow and not isinstance(symbols, PositionRelativeSymbols)       # these are no values of j alone
         if T == 1 or few and (on_cpu or not narrow):
             return self.literal
