@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import compare
-import training
+from toolbox import training
 
 import matplotlib.pyplot as plt                                       # after compare, which chooses the backend
 

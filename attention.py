@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from blocked import attend_in_blocks
+from extras.blocked import attend_in_blocks
 
 
 def sinusoids(max_len, d_model):

@@ -12,9 +12,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-import training
+from toolbox import training
 from config import TransformerConfig, model_config
-from data.text import TINYSTORIES
+from data.text.sources import TINYSTORIES
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt                                      # noqa: E402  (after the choice of backend)

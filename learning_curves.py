@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import compare
-import training
+from toolbox import training
 from data.relational_games import COLUMN_TASKS, SPRITES, TASKS
 
 import matplotlib.pyplot as plt                                       # after compare, which chooses the backend

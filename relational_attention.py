@@ -32,7 +32,7 @@ from torch import nn
 
 from attention import (Attention, attend, attention_weights, head_width, may_attend, merge_heads, shared_by_heads,
                        split_heads)
-from blocked import attend_in_blocks
+from extras.blocked import attend_in_blocks
 from symbols import PositionRelativeSymbols
 
 REL_ACTIVATIONS = {"identity": None, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "gelu": F.gelu,

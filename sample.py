@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-import training
+from toolbox import training
 from config import at_least, model_config
-from data.tokenizers import load_tokenizer
+from data.text.tokenizers import load_tokenizer
 from generation import stream
 from model import LanguageModel
-from pretrained import WEIGHTS, load_pretrained
+from extras.pretrained import WEIGHTS, load_pretrained
 
 
 @dataclass

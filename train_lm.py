@@ -15,15 +15,16 @@ from typing import Literal
 import torch
 
 import compare
-import distributed
-import flops
-import training
+from toolbox import distributed
+from extras import flops
+from toolbox import training
 from config import TransformerConfig, at_least, model_config
-from data import tokens
+from data.text import tokens
 from generation import stream
 from model import LanguageModel
 
-CODE = ("train_lm.py", "distributed.py", *(f"data/{name}.py" for name in ("text", "tokens", "tokenizers", "fineweb")))
+CODE = ("train_lm.py", "toolbox/distributed.py",
+        *(f"data/text/{name}.py" for name in ("sources", "tokens", "tokenizers", "fineweb")))
 
 
 @dataclass

@@ -21,8 +21,8 @@ import torch
 from tqdm import tqdm
 
 import learning_curves
-import sweep
-import training
+from toolbox import sweep
+from toolbox import training
 from config import TransformerConfig, at_least
 from data import npz
 from data import relational_games as games

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 import accuracy_curves
 import compare
-import training
+from toolbox import training
 from config import TransformerConfig, at_least
 from data import mathematics
 from data.mathematics import END, LONGEST_ANSWER, MODULES, PAD, START
@@ -26,7 +26,7 @@ from model import Seq2SeqTransformer
 
 MEASURED = ("val_loss", "char_accuracy", "exact_match")                # see evaluate
 HELD_OUT = 1000                             # generated problems of each level on which a finished model is scored
-CODE = ("train_seq2seq.py", *(f"data/{name}.py" for name in ("mathematics", "questions", "expressions", "algebra")))
+CODE = ("train_seq2seq.py", *(f"data/mathematics/{name}.py" for name in ("__init__", "questions", "expressions", "algebra")))
 
 
 @dataclass

@@ -18,13 +18,15 @@ import torch
 import torch.nn.functional as F
 
 import compare
-import training
+from toolbox import training
 from config import TransformerConfig, at_least, model_config
-from data import augment, glyphs, images
-from data.imagenet import ImageNet
+from data.images import augment
+from data.images import glyphs
+from data import images
+from data.images.imagenet import ImageNet
 from model import VisionTransformer
 
-CODE = ("train_vit.py", *(f"data/{name}.py" for name in ("augment", "glyphs", "images", "imagenet")))
+CODE = ("train_vit.py", *(f"data/images/{name}.py" for name in ("augment", "glyphs", "__init__", "imagenet")))
 MEASURED = ("val_loss", "val_accuracy")
 GLYPHS = 42_000, 4_000                      # how many to draw: to learn from and validate on, and to test on
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-import options
+from toolbox import options
 from data import npz
 from data.download import download
 

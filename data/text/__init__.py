@@ -1,0 +1,1 @@
+"""Texts: where they come from, their tokens on disk, tokenizers."""

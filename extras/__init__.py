@@ -1,0 +1,1 @@
+"""Further lessons: relational attention in blocks, benchmarks, operation counts, the published checkpoints."""
