@@ -2,43 +2,39 @@
 
     alpha_ij = softmax_j( <q_i, k_j> / sqrt(d_h) )          e_i = sum_j alpha_ij v_j          (Eq. 2)
 
-paper: no 1/sqrt(d_h) in its formulas; here, as in the authors' code and everywhere: yes, or wide heads saturate.
+paper: no 1/sqrt(d_h) in its formulas; here, as in the authors' code and everywhere else: yes, or wide heads saturate.
 
-A head is a question (who matters to me? alpha) and an answer (what is brought back? v). relational_attention.py
-keeps the question and changes the answer, so it shares what stands here: heads, rotary positions, masks, the cache.
+A head has two parts: it selects senders (alpha), and it sums a message from each of them (v_j). relational_attention.py
+keeps the selection and changes the message, so both files share the heads, rotary positions, masks and the cache below.
 
 Shapes: B batch, T queries, S keys, H heads, G key/value heads (G < H: grouped-query attention), d_h = width of a head.
-In self-attention the T queries are always the *last* T of the S positions: T = S when a whole sequence is read, T = 1
-when a cached model writes its next token. That one rule fixes the causal mask and the relative offsets j - i.
+In self-attention the T queries are always the *last* T of the S positions: T = S when a whole sequence is processed,
+T = 1 when a model with a cache generates its next token. The causal mask and relative offsets j - i rely on it.
 """
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from extras.blocked import attend_in_blocks
 
-
-def sinusoids(max_len, d_model):
-    """Vaswani et al. (2017), Section 3.5: (max_len, d_model), sines in the even features, cosines in the odd ones."""
-    angle = torch.arange(max_len)[:, None] * 10000.0 ** (-torch.arange(0, d_model, 2) / d_model)
+def sinusoids(positions, d_model):
+    """Vaswani et al. (2017), Section 3.5: positions (T,) -> (T, d_model), sines and cosines in turn, in float32."""
+    frequency = 10000.0 ** (-torch.arange(0, d_model, 2, device=positions.device).float() / d_model)
+    angle = positions[:, None] * frequency                             # (T, d_model/2)
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :d_model]
 
 
-def rope_table(max_len, d_h, base=10000.0):
-    """Rotary positions (Su et al., 2021): (2, max_len, 1, d_h), the cosines and signed sines that `rotate` takes."""
-    theta = base ** (-torch.arange(0, d_h, 2) / d_h)                   # (d_h/2,) one frequency per plane
-    angle = torch.arange(max_len)[:, None] * theta                     # (max_len, d_h/2)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])[:, :, None]
+def rope_table(positions, d_h, base=10000.0):
+    """Rotary positions (Su et al., 2021): positions (T,) -> cosines and sines, (T, 1, d_h/2) each, in float32."""
+    frequency = base ** (-torch.arange(0, d_h, 2, device=positions.device).float() / d_h)      # one for each plane
+    angle = positions[:, None, None] * frequency                       # (T, 1, d_h/2)
+    return angle.cos(), angle.sin()
 
 
 def rotate(x, rope):
-    """Turns each head of x (B, T, H, d_h) by its position's angle; features m and m + d_h/2 span plane m."""
-    cos, sin = rope                                                    # (T, 1, d_h) each, the same for all heads
-    turned = torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)  # (a, b) -> (a cos - b sin, b cos + a sin)
-    return turned.type_as(x)                                           # under autocast a bfloat16 x turned in float32
+    """Rotates each head of x (B, T, H, d_h) by the angle of its position; features m and m + d_h/2 span plane m."""
+    cos, sin = rope
+    a, b = x.chunk(2, dim=-1)                                          # (B, T, H, d_h/2) each
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).type_as(x)
 
 
 def split_heads(x, n_heads, rope=None):
@@ -52,84 +48,63 @@ def merge_heads(x):
     return x.transpose(1, 2).flatten(2)
 
 
-def may_attend(causal, mask, q, k):
-    """Who may look at whom: boolean, True = may, broadcastable to (B, H, T, S); None if everyone may look at everyone.
+def attention_mask(q, k, causal, mask):
+    """Which query may attend to which key: boolean, broadcastable to (B, H, T, S); None if all may attend to all.
 
-    `mask` is boolean: (B, S), False at padding, or with four dimensions that broadcast to (B, H, T, S).
+    `mask` is boolean, True = may attend: (B, S), False at padding, or four dimensions that broadcast to (B, H, T, S).
     """
-    T, S = q.size(-2), k.size(-2)
+    B, T, S = k.size(0), q.size(-2), k.size(-2)
     if mask is not None and (mask.dtype != torch.bool or mask.dim() not in (2, 4)):
-        raise ValueError(f"a mask must be boolean, of 2 or 4 dimensions, not {mask.dtype} {tuple(mask.shape)}")
+        raise ValueError(f"a mask must be boolean, with 2 or 4 dimensions, not {mask.dtype} {tuple(mask.shape)}")
     if mask is not None and mask.dim() == 2:
-        if mask.shape != (k.size(0), S):
-            raise ValueError(f"a mask of two dimensions marks padding and must be (B, S) = ({k.size(0)}, {S}), not "
-                             f"{tuple(mask.shape)}; give a (T, S) mask as mask[None, None]")
+        if mask.shape != (B, S):
+            raise ValueError(f"a mask of two dimensions marks padding and must be (B, S) = ({B}, {S}), not "
+                             f"{tuple(mask.shape)}; pass a (T, S) mask as mask[None, None]")
         mask = mask[:, None, None, :]                                  # (B, 1, 1, S)
-    if not causal or T == 1:                                           # the newest token may look at all before it
+    if not causal or T == 1:                                           # the last position may attend to all of them
         return mask
-    # torch.compile looks through caches anyway, but warns of them
-    past = (up_to_now.__wrapped__ if torch.compiler.is_compiling() else up_to_now)(T, S, q.device)
+    past = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     return past if mask is None else past & mask
 
 
-@functools.lru_cache(maxsize=1)                                        # all layers ask for the same one
-def up_to_now(T, S, device):
-    """(T, S), True where key j is not later than query i. Kept for the next call: not to be written to."""
-    with torch.inference_mode(False):                                  # or training could not use what generation made
-        return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
-
-
-def shared_by_heads(x, n_heads):
-    """(B, G, S, d_h) -> (B, n_heads, S, d_h): each key/value head for n_heads / G query heads, copied if not 1."""
+def repeat_heads(x, n_heads):
+    """(B, G, S, d_h) -> (B, n_heads, S, d_h): each key/value head serves n_heads / G query heads."""
     return x if x.size(1) == n_heads else x.repeat_interleave(n_heads // x.size(1), dim=1)
 
 
 def attention_weights(q, k, *, causal=False, mask=None):
-    """alpha of Eq. 2, written out: (B, H, T, S). A query that may look at nobody gets a row of zeros."""
-    k = shared_by_heads(k, q.size(1))                                  # (B, H, S, d_h)
+    """alpha of Eq. 2, written out: (B, H, T, S). A fully masked row is all zeros."""
+    k = repeat_heads(k, q.size(1))                                     # (B, H, S, d_h)
     scores = q / q.size(-1) ** 0.5 @ k.mT                              # (B, H, T, S); q first, or float16 overflows
-    may = may_attend(causal, mask, q, k)
-    if may is None:
+    allowed = attention_mask(q, k, causal, mask)
+    if allowed is None:
         return scores.softmax(-1)
-    hidden = ~may
-    alpha = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1)
-    return alpha if mask is None else alpha.masked_fill(hidden, 0.0)   # without a mask everyone sees at least itself
+    alpha = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1)
+    return alpha if mask is None else alpha.masked_fill(~allowed, 0.0) # causal alone leaves no row fully masked
 
 
-def attend(q, k, v, *, causal=False, mask=None, dropout=0.0):
-    """sum_j alpha_ij v_j, (B, H, T, width of v); v may be wider than q and k.
+def attend(q, k, v, *, causal=False, mask=None, dropout=0.0, scale=None):
+    """sum_j alpha_ij v_j: (B, H, T, width of v), by PyTorch's kernels, of which the fused ones never store alpha.
 
-    By PyTorch's kernels, but on a CPU these are slow where v is wider, and store alpha where there is dropout.
+    scale: of the scores; default 1 / sqrt(width of q).
     """
-    many = q.size(-2) * k.size(-2) >= 2 ** 16                          # below, to store alpha costs little
-    if q.device.type == "cpu" and (dropout and many or v.size(-1) > q.size(-1)):
-        o, _ = attend_in_blocks(q, k, v, causal=causal, may=may_attend(False, mask, q, k), dropout=dropout)
-        return o.type_as(q)
-    return attend_fused(q, k, v, causal=causal, mask=mask, dropout=dropout)
-
-
-def attend_fused(q, k, v, *, causal, mask, dropout):
-    """The same by PyTorch's kernels, of which the fused ones never store alpha; causal and a mask make a T x S mask."""
-    scale, wider = q.size(-1) ** -0.5, v.size(-1) - q.size(-1)
-    if wider > 0:                      # kernels want one width: zeros behind q and k leave every score as it is
-        q, k = F.pad(q, (0, wider)), F.pad(k, (0, wider))
-    whole = causal and mask is None and q.size(-2) == k.size(-2)       # then the kernel skips the future by itself
+    is_causal = causal and mask is None and q.size(-2) == k.size(-2)   # then the kernel skips the future by itself
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=None if whole else may_attend(causal, mask, q, k), is_causal=whole,
+        q, k, v, attn_mask=None if is_causal else attention_mask(q, k, causal, mask), is_causal=is_causal,
         dropout_p=dropout, scale=scale, enable_gqa=q.size(1) != k.size(1))
 
 
 class Cache:
-    """What one layer remembers of the tokens it has read, so that each new token is read once.
+    """Keys and values that one layer has computed, so that generation processes each token once.
 
-    Named tensors (B, heads, S, width), each in a buffer with room for max_len tokens. Inference only: written in place.
+    Named tensors (B, heads, S, width), each in a buffer of max_len positions. For inference only: written in place.
     """
 
     def __init__(self, max_len):
         self.max_len, self.length, self.buffers, self.context = max_len, {}, {}, None
 
     def append(self, name, new):
-        """`new` (B, heads, T, width) joins what is kept under `name`; returns all of it, (B, heads, S, width)."""
+        """Appends `new` (B, heads, T, width) to what is stored under `name`; returns all of it, (B, heads, S, width)."""
         B, heads, T, width = new.shape
         if name not in self.buffers:
             self.buffers[name], self.length[name] = new.new_empty(B, heads, self.max_len, width), 0
@@ -137,20 +112,14 @@ class Cache:
         self.buffers[name].narrow(2, start, T).copy_(new)
         return self.buffers[name].narrow(2, 0, start + T)
 
-    def once(self, keys_and_values):
-        """Those of the context, computed at the first call only: a cache serves one context, which does not change."""
-        if self.context is None:
-            self.context = keys_and_values()
-        return self.context
-
     def __len__(self):
         return max(self.length.values(), default=0)
 
 
 def head_width(d_model, n_heads, total_heads, n_kv_heads):
-    """d_h = d_model / total_heads; raises ValueError if the heads cannot be laid out so."""
+    """d_h = d_model / total_heads; raises ValueError if the widths do not divide."""
     if n_heads < 1 or d_model % total_heads:
-        raise ValueError(f"d_model={d_model} cannot be cut into {total_heads} heads: it must be a multiple")
+        raise ValueError(f"d_model={d_model} is not a multiple of {total_heads} heads")
     if n_heads % n_kv_heads:
         raise ValueError(f"n_kv_heads={n_kv_heads} must divide the number of heads in each group, here {n_heads}")
     return d_model // total_heads
@@ -176,15 +145,19 @@ class Attention(nn.Module):
 
     def forward(self, x, context=None, *, causal=False, mask=None, rope=None, cache=None):
         """x (B, T, d_model), context (B, S, d_model) or None for x itself -> (B, T, n_heads * d_h)."""
-        def keys_and_values(y):
-            return split_heads(self.W_k(y), self.n_kv_heads, rope), split_heads(self.W_v(y), self.n_kv_heads)
-
         q = split_heads(self.W_q(x), self.n_heads, rope)               # (B, H, T, d_h)
         if context is None:
-            k, v = keys_and_values(x)                                  # (B, G, S, d_h) each
+            k, v = self.keys_and_values(x, rope)                       # (B, G, S, d_h) each
             if cache is not None:
                 k, v = cache.append("k", k), cache.append("v", v)
-        else:
-            k, v = cache.once(lambda: keys_and_values(context)) if cache is not None else keys_and_values(context)
+        elif cache is None:
+            k, v = self.keys_and_values(context)
+        else:                                                          # the context never changes: compute them once
+            cache.context = cache.context or self.keys_and_values(context)
+            k, v = cache.context
         e = attend(q, k, v, causal=causal, mask=mask, dropout=self.dropout if self.training else 0.0)
         return self.W_o(merge_heads(e))
+
+    def keys_and_values(self, y, rope=None):
+        """y (B, S, d_model) -> k, v (B, G, S, d_h)."""
+        return split_heads(self.W_k(y), self.n_kv_heads, rope), split_heads(self.W_v(y), self.n_kv_heads)

@@ -1,13 +1,12 @@
-"""Writing token by token: read what is there, choose a next token, read that too, and so on.
+"""Text, token by token: predict the next token, choose one, append it, repeat.
 
-    for token in stream(model, idx, max_new_tokens=500, temperature=0.8, top_p=0.95):        # (B, 1) each, as chosen
+    for token in stream(model, idx, max_new_tokens=500, temperature=0.8, top_p=0.95):        # (B, 1) each
         ...
 
-What is read once need not be read again: keys and values (of relational heads also relation keys and symbols) stay in
-a cache, so that a new token costs one position instead of the whole context (and of relative symbols the projection of
-their table). When the context is full, its oldest half is dropped and the rest read anew, with or without a cache: both
-then see the same tokens at the same positions, give equal logits, and keep no more than max_len tokens however long the
-text becomes.
+With a cache, keys and values (of relational heads also relation keys and symbols) of earlier tokens are kept, so that a
+new token costs one position instead of the whole context (and for relative symbols the projection of their table).
+When the context is full, its oldest half is dropped and the rest is processed again, with or without a cache: both see
+the same tokens at the same positions, compute equal logits, and keep at most max_len tokens however long the text is.
 """
 import torch
 
@@ -16,7 +15,7 @@ import torch
 def stream(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, use_cache=True, vocab_size=None):
     """Yields the tokens that continue idx (B, T >= 1), one (B, 1) at a time; `choose` says how they are chosen.
 
-    The LanguageModel is in evaluation mode while this runs, and back in its own when it ends or is closed.
+    The LanguageModel is in evaluation mode meanwhile, and in its previous mode when this ends or is closed.
     vocab_size: choose among the first so many only, where the model's is rounded up (GPT-2's 50257 to 50304).
     """
     was_training, max_len = model.training, model.cfg.max_len
@@ -25,7 +24,7 @@ def stream(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=Non
         unread = context = idx[:, -max_len:]                           # (B, T <= max_len)
         caches = model.new_caches() if use_cache else None
         for _ in range(max_new_tokens):
-            token = choose(read(model, unread, caches)[:, :vocab_size], temperature, top_k, top_p)
+            token = choose(next_logits(model, unread, caches)[:, :vocab_size], temperature, top_k, top_p)
             yield token
             context = torch.cat([context, token], dim=1)
             unread = token if use_cache else context
@@ -36,9 +35,9 @@ def stream(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=Non
         model.train(was_training)
 
 
-@torch.inference_mode()                       # cheaper than no_grad; what `stream` yields is made outside, and usable
-def read(model, unread, caches):
-    """What may follow these tokens (B, T) and those in the caches: logits of the last position, (B, vocab_size)."""
+@torch.inference_mode()                       # cheaper than no_grad; the tokens that `stream` yields are made outside
+def next_logits(model, unread, caches):
+    """Logits of the token that follows those in the caches and then `unread` (B, T): (B, vocab_size)."""
     x = model.stack(model.embedding(unread), causal=True, caches=caches)             # (B, T, d_model)
     return model.head(x[:, -1])
 
@@ -56,8 +55,8 @@ def choose(logits, temperature=1.0, top_k=None, top_p=None):
         smallest = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
         logits = logits.masked_fill(logits < smallest, -float("inf"))
     p = logits.softmax(-1)                                             # (B, vocab_size)
-    if top_p is not None and top_p < 1:                                # 1: all of them, whatever rounding says
-        likeliest, order = p.sort(dim=-1, descending=True)
-        likelier = likeliest.cumsum(-1) - likeliest                    # probability of all before it: 0 for the first
-        p = p.scatter(-1, order, likeliest.masked_fill(likelier >= top_p, 0.0))
+    if top_p is not None and top_p < 1:                                # 1: all of them, in spite of rounding
+        sorted_p, order = p.sort(dim=-1, descending=True)
+        before = sorted_p.cumsum(-1) - sorted_p                        # probability of all likelier tokens
+        p = p.scatter(-1, order, sorted_p.masked_fill(before >= top_p, 0.0))
     return torch.multinomial(p, 1)                                     # in proportion to p: it need not sum to 1

@@ -1,16 +1,19 @@
 """The Dual Attention Transformer: sensory and relational heads side by side in every layer. Read it top to bottom.
 
+    TransformerConfig   every choice there is, each with a default
     DualAttention       Algorithm 1: two groups of heads, concatenated
     EncoderBlock        Algorithm 2      DecoderBlock   Algorithm 3 (adds cross-attention)
     Stack               positions, symbols, L blocks and a norm: what stands between the embedding and the head
     LanguageModel       next-token prediction, generation with a KV cache
     VisionTransformer   images, cut into patches, to classes
-    Seq2SeqTransformer  a sequence to a sequence: encoder, and a decoder that looks at it
+    Seq2SeqTransformer  a sequence to a sequence: an encoder, and a decoder that attends to its output
 
 n_ra = 0 is the standard Transformer: the same code, without a relational group and without symbols.
 """
-from dataclasses import replace
+import difflib
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +21,106 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from attention import Attention, Cache, rope_table, sinusoids
-from config import TransformerConfig                                 # noqa: F401  (scripts find it here, too)
 from generation import stream
 from relational_attention import RelationalAttention, RelationalCrossAttention
 from symbols import make_symbols
 
 
+@dataclass
+class TransformerConfig:
+    # model
+    vocab_size: int = 256                   # number of different tokens
+    d_model: int = 128                      # width of the residual stream
+    n_layers: int = 4                       # number of blocks
+    n_heads: int = 8                        # all heads of a layer, sensory and relational
+    n_ra: int = 4                           # how many of them are relational (n_sa = n_heads - n_ra); 0: Transformer
+    d_ff: int | None = None                 # width of the MLP; default 4 d_model, or 8/3 d_model for swiglu
+    max_len: int = 128                      # longest sequence
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu"] = "gelu"   # of the MLP; see model.MLP
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"                  # kind of normalisation
+    norm_first: bool = True                 # pre-norm, as run in most experiments; False: post-norm, Algorithms 2 and 3
+    final_norm: bool = True                 # one more norm after the last block
+    bias: bool = False                      # biases in the MLP; in LayerNorm and attention as the next two say
+    norm_bias: bool | None = None           # biases in LayerNorm; default: as bias
+    attention_bias: Literal["as_bias", "all", "output", "none"] = "as_bias"   # of projections; output: W_o's
+    dropout: float = 0.0                    # on attention, symbol retrieval, branches and embeddings; in training only
+    position: Literal["rope", "learned", "sinusoidal"] = "rope"          # how tokens know their position
+    n_kv_heads: int | None = None           # key/value heads in each group (grouped-query attention); default: all
+    tie_embeddings: bool = True             # token embedding = output layer
+    recompute: bool = False                 # activation checkpointing of blocks: less memory, a third more work
+    # relational heads
+    symbols: Literal["symbolic", "relative", "positional"] = "symbolic"  # who is the sender? see symbols.py
+    n_symbols: int = 512                    # symbolic: size of the library
+    symbol_heads: int = 4                   # symbolic: heads of the retrieval
+    trainable_symbols: bool = True          # symbolic: False freezes the library at its random start
+    max_distance: int | None = None         # relative: offsets beyond it share a symbol; default max_len
+    shared_symbols: bool = True             # one symbol module for all layers (Remark 1); False: one per layer
+    n_relations: int | None = None          # R, relations per layer (d_r); default n_ra
+    rel_proj_dim: int | None = None         # width of one relation's comparison; default n_ra * d_head / R
+    symmetric: bool = False                 # W_q_rel = W_k_rel
+    rel_activation: Literal[                # on r
+        "identity", "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "softmax"] = "identity"
+    ra_type: Literal["ra", "rca"] = "ra"    # relational attention, or relational cross-attention (ablation, App. D)
+    share_qk: bool = False                  # both groups attend with the same W_q, W_k (App. B.1); needs n_sa = n_ra
+
+    def __post_init__(self):
+        """Raises ValueError, in one line, for what cannot be built."""
+        for name, kind in get_type_hints(type(self)).items():
+            value, choices = getattr(self, name), get_args(kind)
+            if get_origin(kind) is Literal and value not in choices:
+                near = difflib.get_close_matches(str(value), choices, 1, cutoff=0.4)
+                raise ValueError(f"{name}={value!r}: choose from {', '.join(choices)}"
+                                 + (f"; did you mean {near[0]}?" if near else ""))
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "max_len", "n_symbols", "symbol_heads",
+                     "max_distance", "n_relations", "rel_proj_dim", "n_kv_heads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        d_h = self.d_model // self.n_heads
+        for wrong, message in (
+                (not 0 <= self.n_ra <= self.n_heads,
+                 f"n_ra={self.n_ra}: give 0 to n_heads={self.n_heads}, or raise --n_heads"),
+                (self.d_model % self.n_heads, f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}"),
+                (self.position == "rope" and d_h % 2,
+                 f"rotary positions rotate pairs of features: d_model / n_heads = {d_h} must be even"),
+                (not 0 <= self.dropout < 1, f"dropout={self.dropout} must be at least 0 and below 1"),
+                (self.n_kv_heads and (self.n_sa % self.n_kv_heads or self.n_ra % self.n_kv_heads),
+                 f"n_kv_heads={self.n_kv_heads} does not divide n_sa={self.n_sa} and n_ra={self.n_ra}"),
+                (self.share_qk and self.n_ra and self.n_sa != self.n_ra,
+                 f"share_qk needs as many sensory as relational heads, not {self.n_sa}+{self.n_ra}"),
+                (self.n_ra and self.symbols == "symbolic" and self.d_model % self.symbol_heads,
+                 f"d_model={self.d_model} is not a multiple of symbol_heads={self.symbol_heads}"),
+                (self.n_relations and not self.rel_proj_dim and self.n_ra * d_h % self.n_relations,
+                 f"n_relations={self.n_relations} does not divide n_ra * d_head = {self.n_ra * d_h}: "
+                 f"give --rel_proj_dim too")):
+            if wrong:
+                raise ValueError(message)
+
+    @property
+    def n_sa(self):
+        """Number of sensory (self-attention) heads."""
+        return self.n_heads - self.n_ra
+
+    @property
+    def attention_biases(self):
+        """Arguments of a group of heads: biases in the projections of its input, and in W_o."""
+        kind = ("all" if self.bias else "none") if self.attention_bias == "as_bias" else self.attention_bias
+        return dict(bias=kind == "all", output_bias=kind != "none")
+
+
+def model_config(options):
+    """The TransformerConfig among a script's options (a dict).
+
+    An option dat_x replaces x where there are relational heads: the published DATs and Transformers differ in more.
+    """
+    values = {f.name: options[f.name] for f in fields(TransformerConfig)}
+    if options["n_ra"]:
+        values |= {name.removeprefix("dat_"): value for name, value in options.items()
+                   if name.startswith("dat_") and value not in (None, "as_the_other")}
+    return TransformerConfig(**values)
+
+
 class DualAttention(nn.Module):
-    """Algorithm 1: sensory heads e and relational heads a look at the same x; the output is concat(e, a).
+    """Algorithm 1: sensory heads e and relational heads a attend to the same x; the output is concat(e, a).
 
     Each group has its own output projection, and the layer has no further one on top that would mix them.
     """
@@ -45,14 +140,14 @@ class DualAttention(nn.Module):
         if cfg.share_qk and cfg.n_ra:
             self.relational.W_q, self.relational.W_k = self.sensory.W_q, self.sensory.W_k
 
-    def forward(self, x, symbols=None, **how):
-        """x (B, T, d_model), symbols as in RelationalAttention -> (B, T, d_model). how: causal, mask, rope, cache."""
+    def forward(self, x, symbols=None, *, causal=False, mask=None, rope=None, cache=None):
+        """x (B, T, d_model), symbols as in RelationalAttention -> (B, T, d_model)."""
         groups = []
-        if self.sensory is not None:
-            groups.append(self.sensory(x, **how))                    # e: (B, T, n_sa * d_h)
-        if self.relational is not None:
-            groups.append(self.relational(x, symbols, **how))        # a: (B, T, n_ra * d_h)
-        return groups[0] if len(groups) == 1 else torch.cat(groups, -1)
+        if self.sensory is not None:                                 # e: (B, T, n_sa * d_h)
+            groups.append(self.sensory(x, causal=causal, mask=mask, rope=rope, cache=cache))
+        if self.relational is not None:                              # a: (B, T, n_ra * d_h)
+            groups.append(self.relational(x, symbols, causal=causal, mask=mask, rope=rope, cache=cache))
+        return torch.cat(groups, -1)
 
 
 class MLP(nn.Module):
@@ -63,7 +158,7 @@ class MLP(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
-        # paper: 4 d_model; here: 8/3 for SwiGLU, as the authors' code ran it: all kinds have equally many weights
+        # paper: 4 d_model; here: 8/3 for SwiGLU, as the authors' code since July 2024: equally many weights for all kinds
         d_ff = cfg.d_ff or (8 * cfg.d_model // 3 if cfg.activation == "swiglu" else 4 * cfg.d_model)
         self.f = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "silu": F.silu,
                   "swiglu": F.silu}[cfg.activation]
@@ -84,34 +179,23 @@ def make_norm(cfg):
     return nn.LayerNorm(cfg.d_model, bias=cfg.bias if cfg.norm_bias is None else cfg.norm_bias)
 
 
-class Residual(nn.Module):
-    """A branch f with its norm: x + f(Norm(x)) if norm_first, else Norm(x + f(x)), the form of Algorithms 2 and 3."""
-
-    def __init__(self, cfg):
-        super().__init__()
-        self.norm, self.norm_first, self.dropout = make_norm(cfg), cfg.norm_first, nn.Dropout(cfg.dropout)
-
-    def forward(self, x, f):
-        if self.norm_first:
-            return x + self.dropout(f(self.norm(x)))
-        return self.norm(x + self.dropout(f(x)))
-
-
 class EncoderBlock(nn.Module):
-    """Algorithm 2: dual attention, then MLP. With causal=True it is the block of a language model.
-
-    **how (causal, mask, rope, cache) goes down to the heads as it is: see RelationalAttention.forward.
-    """
+    """Algorithm 2: dual attention, then MLP. With causal=True it is the block of a language model."""
 
     def __init__(self, cfg):
         super().__init__()
-        self.residual_attention, self.attention = Residual(cfg), DualAttention(cfg)
-        self.residual_mlp, self.mlp = Residual(cfg), MLP(cfg)
+        self.norm_first, self.dropout = cfg.norm_first, nn.Dropout(cfg.dropout)
+        self.norm_attention, self.attention = make_norm(cfg), DualAttention(cfg)
+        self.norm_mlp, self.mlp = make_norm(cfg), MLP(cfg)
 
-    def forward(self, x, symbols=None, **how):
+    def forward(self, x, symbols=None, *, causal=False, mask=None, rope=None, cache=None):
         """x (B, T, d_model), symbols as in RelationalAttention or None -> (B, T, d_model)."""
-        x = self.residual_attention(x, lambda x: self.attention(x, symbols, **how))
-        return self.residual_mlp(x, self.mlp)
+        attention = partial(self.attention, symbols=symbols, causal=causal, mask=mask, rope=rope, cache=cache)
+        if self.norm_first:
+            x = x + self.dropout(attention(self.norm_attention(x)))
+            return x + self.dropout(self.mlp(self.norm_mlp(x)))
+        x = self.norm_attention(x + self.dropout(attention(x)))      # post-norm, the form of Algorithms 2 and 3
+        return self.norm_mlp(x + self.dropout(self.mlp(x)))
 
 
 class DecoderBlock(EncoderBlock):
@@ -119,63 +203,68 @@ class DecoderBlock(EncoderBlock):
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        self.residual_cross = Residual(cfg)
+        self.norm_cross = make_norm(cfg)
         self.cross = Attention(cfg.d_model, cfg.n_heads, dropout=cfg.dropout, **cfg.attention_biases)
 
-    def forward(self, x, symbols=None, *, context, context_mask=None, cache=None, **how):
+    def forward(self, x, symbols=None, *, context, context_mask=None, causal=False, mask=None, rope=None, cache=None):
         """x (B, T, d_model), context (B, S, d_model), context_mask (B, S) -> (B, T, d_model)."""
-        x = self.residual_attention(x, lambda x: self.attention(x, symbols, cache=cache, **how))
-        x = self.residual_cross(x, lambda x: self.cross(x, context, mask=context_mask, cache=cache))
-        return self.residual_mlp(x, self.mlp)
+        attention = partial(self.attention, symbols=symbols, causal=causal, mask=mask, rope=rope, cache=cache)
+        cross = partial(self.cross, context=context, mask=context_mask, cache=cache)
+        if self.norm_first:
+            x = x + self.dropout(attention(self.norm_attention(x)))
+            x = x + self.dropout(cross(self.norm_cross(x)))
+            return x + self.dropout(self.mlp(self.norm_mlp(x)))
+        x = self.norm_attention(x + self.dropout(attention(x)))
+        x = self.norm_cross(x + self.dropout(cross(x)))
+        return self.norm_mlp(x + self.dropout(self.mlp(x)))
 
 
 class Stack(nn.Module):
-    """From embedded tokens to contextual ones: positions, L blocks that share one source of symbols, a last norm."""
+    """From embedded tokens to contextual ones: positions, L blocks that share one symbol module, a last norm."""
 
     def __init__(self, cfg, block=EncoderBlock):
         super().__init__()
         self.cfg, self.dropout = cfg, nn.Dropout(cfg.dropout)
         if cfg.position == "learned":
             self.positions = nn.Embedding(cfg.max_len, cfg.d_model)
-        elif cfg.position == "sinusoidal":
-            self.register_buffer("positions", sinusoids(cfg.max_len, cfg.d_model), persistent=False)
-        else:
-            self.register_buffer("rope", rope_table(cfg.max_len, cfg.d_model // cfg.n_heads), persistent=False)
-        n_retrievers = 0 if cfg.n_ra == 0 else 1 if cfg.shared_symbols else cfg.n_layers
-        self.symbols = nn.ModuleList(make_symbols(cfg) for _ in range(n_retrievers))
+        n_modules = 0 if cfg.n_ra == 0 else 1 if cfg.shared_symbols else cfg.n_layers
+        self.symbols = nn.ModuleList(make_symbols(cfg) for _ in range(n_modules))
         self.blocks = nn.ModuleList(block(cfg) for _ in range(cfg.n_layers))
         # after post-norm too, as in the authors' language models
         self.norm = make_norm(cfg) if cfg.final_norm else nn.Identity()
 
-    def forward(self, x, *, caches=None, **how):
-        """x (B, T, d_model) -> (B, T, d_model); with `caches` (one per layer) x continues what they remember.
+    def forward(self, x, *, causal=False, mask=None, caches=None, **context):
+        """x (B, T, d_model) -> (B, T, d_model); with `caches` (one per layer) x continues the tokens in them.
 
-        how: causal, mask, and for decoder blocks context, context_mask. Raises ValueError beyond max_len.
+        context: `context` and `context_mask` of decoder blocks. Raises ValueError beyond max_len.
         """
-        T, start = x.size(1), len(caches[0]) if caches else 0        # x stands at the positions start ... start + T - 1
-        if start + T > self.cfg.max_len:
-            raise ValueError(f"{start + T} tokens, but max_len={self.cfg.max_len}")
-        if self.cfg.position == "rope":
-            how["rope"] = self.rope[:, start:start + T]
-        elif self.cfg.position == "learned":
-            x = x + self.positions.weight[start:start + T]
-        else:
-            x = x * self.cfg.d_model ** 0.5 + self.positions[start:start + T]      # Vaswani et al., Section 3.4
+        cfg, T, start = self.cfg, x.size(1), len(caches[0]) if caches else 0
+        if start + T > cfg.max_len:
+            raise ValueError(f"{start + T} tokens, but max_len={cfg.max_len}")
+        positions, rope = torch.arange(start, start + T, device=x.device), None
+        if cfg.position == "rope":
+            rope = rope_table(positions, cfg.d_model // cfg.n_heads)
+        elif cfg.position == "learned":
+            x = x + self.positions(positions)
+        else:                                                        # scaled as in Vaswani et al., Section 3.4
+            x = x * cfg.d_model ** 0.5 + sinusoids(positions, cfg.d_model).type_as(x)
         x = self.dropout(x)
         for i, block in enumerate(self.blocks):
-            # symbols are read off the residual stream, before the block's norm (Remark 1: by one module for all layers)
-            symbols = self.symbols[i % len(self.symbols)](x, start) if len(self.symbols) else None
-            if self.cfg.recompute and self.training:
-                x = checkpoint(block, x, symbols, use_reentrant=False, **how)    # forgets what is inside, makes it anew
+            symbols = None
+            if cfg.n_ra:                                             # read off the residual stream, before the norm
+                symbols = self.symbols[0 if cfg.shared_symbols else i](x, start)
+            block = partial(block, causal=causal, mask=mask, rope=rope, **context)
+            if cfg.recompute and self.training:                      # store a block's input alone
+                x = checkpoint(block, x, symbols, use_reentrant=False)
             else:
-                x = block(x, symbols, cache=caches[i] if caches else None, **how)
+                x = block(x, symbols, cache=caches[i] if caches else None)
         return self.norm(x)
 
 
 def init_weights(model, n_layers):
     """GPT-2's: N(0, 0.02), biases 0, projections that write to the residual stream smaller by sqrt(2 L).
 
-    Symbols keep their start. (authors' code: with SwiGLU the linear branch W_3 is scaled instead of the output W_2)
+    Symbols keep their start. (authors' code today: with SwiGLU the linear branch W_3 is scaled, not the output W_2)
     """
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -190,7 +279,7 @@ def init_weights(model, n_layers):
 
 
 def init_xavier(model, d_model):
-    """Vaswani et al.'s: uniform of variance 2 / (fan in + fan out), biases 0; embeddings N(0, 1/d_model).
+    """Uniform of variance 2 / (fan in + fan out) (Glorot & Bengio, 2010), biases 0; embeddings N(0, 1/d_model).
 
     W_r and symbols keep their start.
     """
@@ -219,7 +308,7 @@ class LanguageModel(nn.Module):
     def forward(self, idx, targets=None, caches=None):
         """idx (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), their mean cross-entropy in nats.
 
-        Targets of -1 do not count. With caches (`new_caches`), idx continues the tokens that they remember.
+        Targets of -1 do not count. With caches (`new_caches`), idx continues the tokens that are in them.
         """
         x = self.stack(self.embedding(idx), causal=True, caches=caches)            # (B, T, d_model)
         logits = self.head(x)                                                      # (B, T, vocab_size)
@@ -243,7 +332,7 @@ def patchify(images, patch_size):
 
 
 class VisionTransformer(nn.Module):
-    """Images to classes (Dosovitskiy et al., 2021): patches are the tokens, and everybody may look at everybody.
+    """Images to classes (Dosovitskiy et al., 2021): the tokens are patches, and each attends to all of them.
 
     pool: "cls" reads the class token alone, "mean" averages the patches and has no class token, "mean_cls" averages
     the class token in with them, as the authors' code does. Raises ValueError for sizes that do not fit.
@@ -261,7 +350,7 @@ class VisionTransformer(nn.Module):
         width = patch_size ** 2 * channels
         self.embedding = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, cfg.d_model), nn.LayerNorm(cfg.d_model))
         self.cls = nn.Parameter(torch.randn(cfg.d_model)) if pool != "mean" else None
-        self.stack = Stack(replace(cfg, final_norm=False))                         # the norm is of what was pooled
+        self.stack = Stack(replace(cfg, final_norm=False))                         # applied after pooling, below
         self.norm = make_norm(cfg) if cfg.final_norm else nn.Identity()
         self.head = nn.Linear(cfg.d_model, n_classes)
 
@@ -282,10 +371,10 @@ class VisionTransformer(nn.Module):
 
 
 class Seq2SeqTransformer(nn.Module):
-    """Reads a question, writes its answer: an encoder, and a causal decoder that looks at what the encoder made of it.
+    """From a question to its answer: an encoder, and a causal decoder with cross-attention to the encoder's output.
 
-    cfg describes both; the decoder may have its own number of blocks and of relational heads. Both name senders out of
-    one library of symbols. Token 0 is padding, at the end of questions and answers: nobody attends to it.
+    cfg describes both; the decoder may have its own number of blocks and of relational heads. Both use one symbol
+    module. Token 0 is padding, at the end of questions and answers, and masked in attention.
     """
 
     def __init__(self, cfg, *, n_layers_decoder=None, n_ra_decoder=None):
@@ -295,7 +384,7 @@ class Seq2SeqTransformer(nn.Module):
         self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.encoder = Stack(cfg)
         self.decoder = Stack(replace(cfg, n_layers=n_layers_decoder or cfg.n_layers, n_ra=n_ra), DecoderBlock)
-        if cfg.n_ra and n_ra:
+        if cfg.n_ra and n_ra and cfg.shared_symbols:
             self.decoder.symbols = self.encoder.symbols
         self.head = nn.Linear(cfg.d_model, cfg.vocab_size)
         init_xavier(self, cfg.d_model)
@@ -313,12 +402,12 @@ class Seq2SeqTransformer(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=0)
 
     def encode(self, questions):
-        """(B, S) -> the context (B, S, d_model), and where it is not padding (B, S)."""
+        """(B, S) -> the context (B, S, d_model) and its mask (B, S), False at padding."""
         mask = questions != 0
         return self.encoder(self.embedding(questions), mask=mask), mask
 
     def decode(self, answers, context, mask, caches=None):
-        """(B, T) -> logits (B, T, vocab_size). Padding comes after an answer, so causality alone hides it."""
+        """(B, T) -> logits (B, T, vocab_size). Padding comes after an answer: the causal mask hides it."""
         y = self.decoder(self.embedding(answers), causal=True, context=context, context_mask=mask, caches=caches)
         return self.head(y)
 

@@ -12,27 +12,27 @@ from pathlib import Path
 
 import torch
 
-from toolbox import training
-from config import at_least, model_config
 from data.text.tokenizers import load_tokenizer
-from generation import stream
-from model import LanguageModel
 from extras.pretrained import WEIGHTS, load_pretrained
+from model import LanguageModel, model_config, stream
+from toolbox.options import at_least, one_line_errors, parse_options, start
+from toolbox.run import load_checkpoint, load_weights
+from toolbox.training import choose_device
 
 
 @dataclass
 class Options:
     from_: str = "out/lm/sa4_ra4_seed1"     # a run's folder, a checkpoint, or a published one: its folder or its name
-    prompt: str = "def "                    # what to continue; nothing: start after an end-of-text
-    prompt_file: str = ""                   # continue what stands in this file instead; -: in standard input
-    max_new_tokens: int = 500               # how far, unless an end-of-text comes first
+    prompt: str = "def "                    # the text to continue; empty: start after an end-of-text token
+    prompt_file: str = ""                   # continue the text in this file instead; -: in standard input
+    max_new_tokens: int = 500               # how many, unless an end-of-text token comes first
     temperature: float = 0.8                # 0: always the likeliest token
     top_k: int | None = None                # choose among the k likeliest only
-    top_p: float | None = None              # choose among the fewest likeliest whose probability reaches p only
+    top_p: float | None = None              # choose among the fewest likeliest only whose probability reaches p
     seed: int = 1                           # of the choices; 1,2,3: one text each
-    n_samples: int = 1                      # texts for each seed, which counts up from one to the next
-    use_cache: bool = True                  # False reads the whole context again for each token: slower, the same text
-    tokenizer: str = "auto"                 # bytes, chars, or tiktoken's: gpt2 ...; auto: the one that belongs to it
+    n_samples: int = 1                      # texts for each seed; each further one has the next seed
+    use_cache: bool = True                  # False: process the whole context for each token; slower, the same text
+    tokenizer: str = "auto"                 # bytes, chars, or tiktoken's: gpt2 ...; auto: the model's own
     device: str = "auto"                    # auto: cuda, else mps, else cpu
     data_dir: str = "data/cache"            # where downloads are kept
 
@@ -54,13 +54,13 @@ def load(name, tokenizer, data_dir):
             raise ValueError(f"no checkpoint at {path}: train one (python train_lm.py), or give a published one, as "
                              f"--from=awni00/DAT-sa8-ra8-ns1024-sh8-nkvh4-343M")
         path = path / "last.pt" if path.is_dir() else path
-        checkpoint = training.load_checkpoint(path)
+        checkpoint = load_checkpoint(path)
         facts = checkpoint["facts"]
         try:
             model = LanguageModel(model_config(checkpoint["options"]))
         except KeyError as option:
             raise ValueError(f"{path} was written by another version of this code: its options lack {option}") from None
-        training.load_weights(model, checkpoint["model"], path)
+        load_weights(model, checkpoint["model"], path)
     tokenizer = load_tokenizer(facts["tokenizer"] if tokenizer == "auto" else tokenizer, data_dir,
                                facts.get("alphabet", ""))
     if tokenizer.vocab_size > model.cfg.vocab_size:
@@ -93,7 +93,7 @@ def write(model, tokenizer, prompt, options, seed):
     idx, times = torch.tensor([prompt], device=model.head.weight.device), [time.perf_counter()]      # idx: (1, T)
     for token in stream(model, idx, options.max_new_tokens, temperature=options.temperature, top_k=options.top_k,
                         top_p=options.top_p, use_cache=options.use_cache, vocab_size=tokenizer.vocab_size):
-        token = token.item()                                           # waits until it is there
+        token = token.item()                                           # waits for the device
         times.append(time.perf_counter())
         if token == tokenizer.end:
             break
@@ -108,20 +108,16 @@ def write(model, tokenizer, prompt, options, seed):
 
 
 def main(argv=None):
-    runs = training.parse_options(Options, argv=argv)
+    runs = parse_options(Options, argv=argv)
     first = runs[0]                                                    # only numbers may be lists: the rest is common
-    with training.one_line_errors():
-        device, _, _ = training.choose_device(first.device, "float32")
+    with one_line_errors():
+        device, _, _ = choose_device(first.device, "float32")
         model, tokenizer = load(first.from_, first.tokenizer, first.data_dir)
         model, prompt = model.to(device), read_prompt(first, tokenizer)
-    try:
-        for options in runs:
-            for i in range(options.n_samples):
-                write(model, tokenizer, prompt, options, options.seed + i)
-    except BrokenPipeError:                                            # whoever reads it, as head, has seen enough
-        return
+    for options in runs:
+        for i in range(options.n_samples):
+            write(model, tokenizer, prompt, options, options.seed + i)
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")                           # not every pipe can take every character
-    training.start(main)
+    start(main)

@@ -1,1 +1,1 @@
-"""One file per dataset, and the one downloader."""
+"""Data sets, one folder each, and the downloader."""

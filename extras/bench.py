@@ -1,11 +1,11 @@
-"""What relational attention costs: time and memory, beside self-attention, in a training step and in generation.
+"""What relational attention costs: time and memory compared with self-attention, in a training step, in generation.
 
     python -m extras.bench                                       everything: a quarter of an hour on two cores
-    python -m extras.bench --part=attention --n=512,1024         one part of it
-    python -m extras.bench --peer                                the authors' package, too: pip install dual-attention einops
+    python -m extras.bench --part=attention --n=512,1024         one part
+    python -m extras.bench --peer                                with the authors' package, dual-attention (pip install)
 
-Candidates take turns (a b c, b c a, c a b ...), so that a slow minute of the machine is slow for all. A ratio is the
-median of the ratios within a turn. Memory is what the whole process grows by, each in a process of its own.
+Candidates run in turns (a b c, b c a, c a b ...), so that a slow minute of the machine is slow for all of them. A ratio
+is the median of the ratios within a turn. On a CPU, memory is the growth of a whole process, a new one for each number.
 """
 import json
 import os
@@ -22,32 +22,32 @@ import matplotlib
 import numpy as np
 import torch
 
-from toolbox import training
 from attention import Attention
-from config import at_least
-from generation import stream
-from model import LanguageModel, TransformerConfig, VisionTransformer
+from model import LanguageModel, TransformerConfig, VisionTransformer, stream
 from relational_attention import RelationalAttention
+from toolbox import training
+from toolbox.options import agreed, at_least, one_line_errors, parse_options, start
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt                                      # noqa: E402  (after the choice of backend)
+matplotlib.use("Agg")                                                # before pyplot: draw to files, without a display
+import matplotlib.pyplot as plt                                      # noqa: E402
 
 
 @dataclass
 class Options:
-    part: Literal["all", "attention", "step", "generation"] = "all"
-    # the heads that are measured: some of a layer's, forward and backward
-    n: int = 512                            # tokens; a list, 512,1024; default: 128 to 8192
+    part: Literal["all", "attention", "step", "generation"] = "all"   # what is measured
+    # part=attention: the heads
+    n: int = 512                            # tokens, or a list such as 512,1024; default: 128 to 8192
     d_model: int = 512                      # width of the layer
-    n_heads: int = 8                        # of the whole layer
-    n_ra: int = 4                           # relational ones, measured against as many sensory ones
+    n_heads: int = 8                        # in the whole layer
+    n_ra: int = 4                           # relational heads, compared with as many sensory heads
     batch_size: int = 1                     # sequences
-    causal: bool = True                     # nobody looks at the future
-    model: str = ""                         # of the training steps only those whose name has this in it: tiny, d64 ...
-    # how they are measured
-    repeats: int = 5                        # times in turn, after one that does not count
-    memory: bool = True                     # measure memory, too: on a CPU a new process for each number
-    peer: bool = False                      # measure the authors' package beside it
+    causal: bool = True                     # with a causal mask
+    # part=step: the models
+    model: str = ""                         # only those with this in their name: tiny, d64 ...
+    # measuring
+    repeats: int = 5                        # turns, after one that is not counted
+    memory: bool = True                     # also measure memory
+    peer: bool = False                      # also measure the authors' package
     device: str = "auto"                    # auto: cuda, else mps, else cpu
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"   # of matrix products
     out_dir: str = "out/bench"              # where the figure goes
@@ -55,12 +55,12 @@ class Options:
     def __post_init__(self):
         at_least(self, n=1, d_model=1, n_heads=1, n_ra=1, batch_size=1, repeats=1)
         if self.d_model % self.n_heads or self.n_ra > self.n_heads:
-            raise ValueError(f"n_ra={self.n_ra} of n_heads={self.n_heads} heads of a layer of d_model={self.d_model}: "
-                             f"d_model must be a multiple of n_heads, and n_ra no more than n_heads")
+            raise ValueError(f"n_ra={self.n_ra} of n_heads={self.n_heads} heads in a layer of d_model={self.d_model}: "
+                             f"d_model must be a multiple of n_heads, and n_ra at most n_heads")
 
 
 def alternate(candidates, repeats, device):
-    """{name: function} -> {name: seconds of each turn}; the order rotates, and a first turn is not counted."""
+    """{name: function} -> {name: seconds in each turn}. The order rotates; the first turn is not counted."""
     names, seconds = list(candidates), {name: [] for name in candidates}
     for turn in range(repeats + 1):
         for name in names[turn % len(names):] + names[:turn % len(names)]:
@@ -72,34 +72,35 @@ def alternate(candidates, repeats, device):
 
 
 def ratio(seconds, name, base):
-    """How many times the time of `base`: the median over turns."""
+    """The median over turns of the time of `name` divided by that of `base`."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[base]))
 
 
 def now(device):
-    if device.type in ("cuda", "mps"):                               # these are still at work when a call returns
+    """Seconds on a clock, after all work on the device has finished."""
+    if device.type in ("cuda", "mps"):                               # calls return before their work is done
         getattr(torch, device.type).synchronize()
     return time.perf_counter()
 
 
 def peak_memory(case, options, n):
-    """Bytes by which attention of n tokens, forward and backward, outgrows its inputs at the worst moment."""
+    """Bytes beyond the inputs that attention of n tokens, forward and backward, needs at its peak."""
     device, dtype, _ = training.choose_device(options.device, options.dtype)
     small, large = (attention_case(case, options, length, device, dtype) for length in (16, n))
-    small()                                                          # kernels and buffers that any length needs
+    small()                                                          # allocates what is needed at any length
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         large()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")                    # Linux: the high-water mark begins anew
+    Path("/proc/self/clear_refs").write_text("5")                    # Linux: resets the peak, VmHWM
     before = memory_of_process("VmRSS")
     large()
     return memory_of_process("VmHWM") - before
 
 
 def memory_of_process(line):
-    """VmRSS: bytes held now; VmHWM: at the worst moment."""
+    """Bytes of this process on Linux, VmRSS: now; VmHWM: at the peak."""
     return int(re.search(rf"{line}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
@@ -108,7 +109,7 @@ def memory_of_process(line):
 CASES = ("self-attention", "literal", "fast", "blocked", "authors")
 
 
-def names(o):
+def cases(o):
     return CASES if o.peer else CASES[:-1]
 
 
@@ -116,10 +117,10 @@ def attention_case(case, o, n, device, dtype):
     """A function that runs these heads on (batch_size, n, d_model) once, forward and backward."""
     torch.manual_seed(0)
     x, symbols = (torch.randn(o.batch_size, n, o.d_model, device=device).requires_grad_() for _ in range(2))
-    how = {"causal": o.causal}
+    options = {"causal": o.causal}
     if case == "authors":
         from dual_attention.relational_attention import RelationalAttention as Theirs
-        m, how = Theirs(o.d_model, o.n_ra, total_n_heads=o.n_heads), {"is_causal": o.causal}
+        m, options = Theirs(o.d_model, o.n_ra, total_n_heads=o.n_heads), {"is_causal": o.causal}
     elif case == "self-attention":
         m = Attention(o.d_model, o.n_ra, total_heads=o.n_heads)
     else:
@@ -129,7 +130,7 @@ def attention_case(case, o, n, device, dtype):
 
     def run():
         with training.autocast(device, dtype):
-            out = m(x, *(() if case == "self-attention" else (symbols,)), **how)
+            out = m(x, *(() if case == "self-attention" else (symbols,)), **options)
         out = out[0] if isinstance(out, tuple) else out
         m.zero_grad()
         x.grad = symbols.grad = None
@@ -138,14 +139,14 @@ def attention_case(case, o, n, device, dtype):
 
 
 def chosen(o, n, device):
-    """The form that the rule takes for n tokens."""
+    """The name of the form that RelationalAttention chooses for n tokens."""
     m = RelationalAttention(o.d_model, o.n_ra, total_heads=o.n_heads)
     q = torch.empty(o.batch_size, o.n_ra, n, o.d_model // o.n_heads, device=device)
-    return m.choose_form(q, q, None, o.causal, None).__name__
+    return m.choose_form(q, q, None).__name__
 
 
 def cell(row, case):
-    """Of the table: times self-attention's time, megabytes, and a star for what the rule takes."""
+    """A cell of the table: time relative to self-attention, megabytes, and a star at the form that is chosen."""
     if case not in row["seconds"]:
         return ""
     seconds = row["seconds"]
@@ -156,27 +157,27 @@ def cell(row, case):
 
 
 def attention(o, lengths, device, dtype):
-    """A dictionary for each length: seconds and bytes of each case, and which form the rule takes."""
+    """A dictionary for each length: seconds and bytes of each case, and the form that is chosen."""
     rows = []
     for n in lengths:
-        # n x n tensors beyond 4 GB are left out
-        wide = o.batch_size * o.n_ra * 2 * n * n <= 2 ** 30
-        cases = [case for case in names(o) if wide or case not in ("literal", "authors")]
-        seconds = alternate({case: attention_case(case, o, n, device, dtype) for case in cases}, o.repeats, device)
+        # cases that materialise weights and relations are skipped where these would take more than 4 GB
+        fits = o.batch_size * o.n_ra * 2 * n * n <= 2 ** 30
+        measured = [case for case in cases(o) if fits or case not in ("literal", "authors")]
+        seconds = alternate({case: attention_case(case, o, n, device, dtype) for case in measured}, o.repeats, device)
         memory = {}
-        for case in cases if o.memory else ():
+        for case in measured if o.memory else ():
             if device.type == "cuda":
                 memory[case] = peak_memory(case, o, n)
             else:
                 with get_context("spawn").Pool(1) as process:
                     memory[case] = process.apply(peak_memory, (case, o, n))
         rows.append(dict(n=n, chosen=chosen(o, n, device), seconds=seconds, memory=memory))
-        print(f"| {n} | " + " | ".join(cell(rows[-1], case) for case in names(o)) + " |", flush=True)
+        print(f"| {n} | " + " | ".join(cell(rows[-1], case) for case in cases(o)) + " |", flush=True)
     return rows
 
 
 def draw(rows, path):
-    """Time and memory against n, both axes logarithmic: a slope of 1 is linear, of 2 quadratic."""
+    """Time and memory against n, on logarithmic axes: a slope of 1 is linear, a slope of 2 quadratic."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
     for axis, what, unit, scale in zip(axes, ("seconds", "memory"), ("seconds", "MB beyond the inputs"), (1, 2 ** 20)):
         for case in CASES:
@@ -184,7 +185,7 @@ def draw(rows, path):
             if points:
                 axis.loglog(*zip(*points), marker="o", ms=4, color=f"C{CASES.index(case)}", label=case)
         n = [row["n"] for row in rows]
-        for slope in (1, 2):                                         # guides through the first point of self-attention
+        for slope in (1, 2):                                         # dotted lines from self-attention's first point
             first = np.median(rows[0][what].get("self-attention", 0)) / scale
             if first:
                 axis.loglog(n, [first * (m / n[0]) ** slope for m in n], ":", color="gray", lw=1)
@@ -197,8 +198,8 @@ def draw(rows, path):
 
 # ---- a training step -------------------------------------------------------------------------------------------------
 
-STORIES = dict(max_len=512, n_symbols=512, activation="swiglu", vocab_size=32_000)  # as in the paper, but no dropout
-STEPS = {       # name: (options of both, further ones of the DAT, further ones of the Transformer, sequences)
+STORIES = dict(max_len=512, n_symbols=512, activation="swiglu", vocab_size=32_000)  # as in the paper, without dropout
+STEPS = {       # name: (options of both models, further ones of the DAT, further ones of the Transformer, batch size)
     "tiny: train_lm.py's default": (dict(vocab_size=256, n_symbols=128), {}, {}, 16),
     "tinystories d64 L4": (dict(STORIES, d_model=64, n_layers=4), {}, {}, 8),
     "tinystories d64 L4, 256 tokens": (dict(STORIES, d_model=64, n_layers=4, vocab_size=256), {}, {}, 8),
@@ -237,6 +238,7 @@ def step_case(name, kind, device, dtype):
 
 
 def their_model(cfg):
+    """The authors' language model of the same shape."""
     from dual_attention.language_models import DualAttnTransformerLM
     return DualAttnTransformerLM(
         cfg.vocab_size, cfg.d_model, cfg.n_layers, cfg.n_sa, cfg.n_ra, dropout_rate=0.0, activation=cfg.activation,
@@ -246,12 +248,13 @@ def their_model(cfg):
 
 
 def steps(o, device, dtype):
+    """A dictionary for each model: seconds of a training step of the Transformer and of the DAT."""
     rows = []
     for name, (*_, B) in STEPS.items():
         if o.model not in name:
             continue
         if name == "fineweb_350m" and free_memory(device) < 16e9:    # two models with two moments and a gradient each
-            print(f"| {name} | left out: too little memory |")
+            print(f"| {name} | skipped: it needs 16 GB of free memory |")
             continue
         theirs = ["authors' DAT"] * (o.peer and name not in ("cifar10", "fineweb_350m"))
         seconds = alternate({kind: step_case(name, kind, device, dtype) for kind in ["Transformer", "DAT", *theirs]},
@@ -265,9 +268,10 @@ def steps(o, device, dtype):
 
 
 def free_memory(device):
+    """Bytes; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info()[0]
-    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):    # unknown outside Linux
+    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):    # not Linux
         return 0
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -275,7 +279,7 @@ def free_memory(device):
 # ---- generation ------------------------------------------------------------------------------------------------------
 
 def generation(o, device):
-    """Tokens per second with and without a cache, in turns of 63 tokens until the context of 512 is full."""
+    """Tokens per second with and without a KV cache, in turns of 63 tokens until the context of 512 is full."""
     rows = []
     for kind, n_ra in (("Transformer 6+0", 0), ("DAT 3+3", 3)):
         torch.manual_seed(0)
@@ -294,17 +298,17 @@ def generation(o, device):
                          same_text=texts[True] == texts[False]))
         with_cache, without = (504 / seconds[cached] for cached in (True, False))
         print(f"| {kind} | {with_cache:.1f} | {without:.1f} | {with_cache / without:.1f} x | "
-              f"{'the same' if rows[-1]['same_text'] else 'ANOTHER'} |", flush=True)
+              f"{'same' if rows[-1]['same_text'] else 'DIFFERENT'} |", flush=True)
     return rows
 
 
 def main(argv=None):
-    every = training.parse_options(Options, argv=argv, grid={"n": [128, 256, 512, 1024, 2048, 4096, 8192]})
-    with training.one_line_errors():
-        o = training.agreed(every, [name for name in asdict(every[0]) if name != "n"])
+    configs = parse_options(Options, argv=argv, grid={"n": [128, 256, 512, 1024, 2048, 4096, 8192]})
+    with one_line_errors():
+        o = agreed(configs, [name for name in asdict(configs[0]) if name != "n"])
         device, dtype, why = training.choose_device(o.device, o.dtype)
         if o.memory and device.type != "cuda" and platform.system() != "Linux":
-            raise ValueError("memory: measured on Linux and on CUDA only; give --memory=False")
+            raise ValueError("memory can be measured on Linux and on CUDA only: give --memory=False")
         if o.peer:
             try:
                 import dual_attention                                # noqa: F401
@@ -317,22 +321,22 @@ def main(argv=None):
     result = dict(machine=machine, torch=torch.__version__, options=options)
     if o.part in ("all", "attention"):
         print(f"\nForward and backward of {o.n_ra} of {o.n_heads} heads, d_model {o.d_model}, batch {o.batch_size}"
-              f"{', causal' * o.causal}: time, and times that of self-attention; * the form that the rule takes\n")
-        print("| n | " + " | ".join(names(o)) + " |\n|" + "---|" * (len(names(o)) + 1))
-        result["attention"] = attention(o, [one.n for one in every], device, dtype)
-        if len(every) > 2:
+              f"{', causal' * o.causal}: time, relative to self-attention; * marks the form that is chosen\n")
+        print("| n | " + " | ".join(cases(o)) + " |\n|" + "---|" * (len(cases(o)) + 1))
+        result["attention"] = attention(o, [cfg.n for cfg in configs], device, dtype)
+        if len(configs) > 2:
             Path(o.out_dir).mkdir(parents=True, exist_ok=True)
             draw(result["attention"], Path(o.out_dir) / "scaling.png")
     if o.part in ("all", "step"):
-        print("\nA training step: time, and times that of the Transformer\n")
-        print("| model | sequences | Transformer | DAT |" + " authors' DAT |" * o.peer + "\n|" + "---|" * (4 + o.peer))
+        print("\nA training step: time, relative to the Transformer\n")
+        print("| model | batch | Transformer | DAT |" + " authors' DAT |" * o.peer + "\n|" + "---|" * (4 + o.peer))
         result["step"] = steps(o, device, dtype)
     if o.part in ("all", "generation"):
         print("\nGeneration of 504 tokens, d_model 384, 6 layers: tokens per second\n")
-        print("| model | with a cache | without | ratio | text |\n|---|---|---|---|---|")
+        print("| model | with cache | without | ratio | text |\n|---|---|---|---|---|")
         result["generation"] = generation(o, device)
     print("\n" + json.dumps(result))
 
 
 if __name__ == "__main__":
-    training.start(main)
+    start(main)

@@ -1,74 +1,75 @@
-"""Relational attention a block of queries at a time: exact, in linear memory, relations computed once for all heads.
+"""Relational FlashAttention by hand: relational attention over long sequences on a CPU, exact, in linear memory.
 
-The values of `RelationalAttention.fast`, [k_rel, s W_s], are R p + d_h wide, and each of H heads sums all of them:
-H R p n^2 multiplications for k_rel, although relations are the same for all heads. Computed once, they cost less:
+The definition. For a head h, a query i, a key j and a relation l let
 
-    r_lij  =  <q_rel_i[l], k_rel_j[l]> / sqrt(p)  R p n^2
-    m_hil  =  sum_j alpha_hij r_lij               H R n^2
-    o_hi   =  sum_j alpha_hij v_hj                H d_h n^2               v_hj = s_j W_s_h
-    a_hi   =  m_hi W_r_h + o_hi
+    x_hij = <q_hi, k_hj> / sqrt(d_h)               scores
+    alpha_hij = exp(x_hij) / sum_j exp(x_hij)      attention weights
+    r_lij = <q_rel_i[l], k_rel_j[l]> / sqrt(p)     relations, the same for all heads
 
-These alpha and r are n x n, so they are made for one block of queries, used and forgotten. Inputs, m and o are kept,
-and of each softmax L_hi = log sum_j exp(score_hij): the backward pass makes each block again, with alpha_hij =
-exp(score_hij - L_hi). Write x' for the derivative of the loss by x; given m' and o' it is
+A relational head returns a_hi = m_hi W_r_h + o_hi, where, with s_hj for the part of s_j W_s that belongs to head h,
 
-    alpha'_hij  =  sum_l m'_hil r_lij + <o'_hi, v_hj>                  r'_lij  =  sum_h m'_hil alpha_hij
-    score'_hij  =  alpha_hij (alpha'_hij - D_hi)                       D_hi    =  sum_j alpha_hij alpha'_hij
+    m_hil = sum_j alpha_hij r_lij                  o_hi = sum_j alpha_hij s_hj
 
-(the last line is the softmax), where D needs no sum over j: m and o are linear in alpha, so D_hi = <m'_hi, m_hi> +
-<o'_hi, o_hi>. The rest are products of matrices: q' = score' k, k' = score'^T q, v' = alpha^T o', q_rel' = r' k_rel and
-k_rel' = r'^T q_rel, where q and q_rel are those already divided by sqrt(d_h) and sqrt(p). (These have no derivatives
-in turn: not to be differentiated twice.)
+Memory. alpha and r are n x n matrices, and the backward pass needs them too. As in FlashAttention (Dao et al., 2022)
+they are never stored. They are computed for one block of queries at a time, in a workspace that the next block
+overwrites, and the backward pass recomputes them. What is stored is linear in n: the inputs, m, o, and for each query
+the log-sum-exp of its scores, L_hi = log sum_j exp(x_hij), because alpha_hij = exp(x_hij - L_hi). FlashAttention also
+divides the keys into blocks; here a block has all keys of its queries, so the softmax is an ordinary one.
 
-Dropout puts c_hij alpha_hij in alpha's place in m and o, where c is 0 or 1 / (1 - dropout); hence in r' and v', too. If
-alpha' is the derivative by c alpha, score' = alpha (c alpha' - D) with the D of before, <m', m> + <o', o>. No c is
-kept either: it is drawn again, from a seed that each block has of its own.
+Time. `RelationalAttention.fast` sums the keys k_rel with the weights of each head: H R p n^2 multiplications. Here the
+relations are computed once for all heads, R p n^2, and then summed, H R n^2. If causal, a block skips all later keys.
 
-Without relations (R = 0) this is attention for what PyTorch does not do well on a CPU: dropout, and values that are
-wider than keys, as those of the fast form are.
+The backward pass. Let d_y be the derivative of the loss with respect to y. From d_m and d_o follow
+
+    d_alpha_hij = sum_l d_m_hil r_lij + <d_o_hi, s_hj>
+    d_r_lij = sum_h d_m_hil alpha_hij              d_s_hj = sum_i alpha_hij d_o_hi
+    d_x_hij = alpha_hij (d_alpha_hij - D_hi)       D_hi = sum_j alpha_hij d_alpha_hij
+
+The last line is the derivative of the softmax. D needs no sum over j: insert the first line, and the sums over j are
+those that define m and o, so D_hi = <d_m_hi, m_hi> + <d_o_hi, o_hi>. From d_x and d_r follow d_q, d_k, d_q_rel and
+d_k_rel, by matrix products.
+
+Dropout multiplies alpha_hij by c_hij, which is 0 or 1 / (1 - dropout), in m and o, and so in d_r and d_s. Then
+d_x_hij = alpha_hij (c_hij d_alpha_hij - D_hi), with the same formula for D. The dropout mask c is not stored either:
+the backward pass draws it again, from a seed that belongs to the block.
 """
-import functools
 import math
 
 import torch
 
 
-@torch.compiler.disable     # torch.compile would unroll the loop, and compile for minutes
-def attend_in_blocks(q, k, v, q_rel=None, k_rel=None, *, causal=False, may=None, dropout=0.0, relative=False):
-    """-> o (B, H, T, d_v) and m (B, H, T, R) as above, in float32 or, given float64, in float64.
+@torch.compiler.disable                        # torch.compile would unroll the loop over blocks, which takes minutes
+def attend_in_blocks(q, k, s, q_rel, k_rel, *, causal=False, mask=None, dropout=0.0, relative=False):
+    """-> o (B, H, T, d_h) and m (B, H, T, R) of the definition, in float32, or in float64 if q is.
 
-    As everywhere the T queries are the last of the S positions.
-    q (B, H, T, d_h), k (B, G, S, d_h), q_rel (B, R, T, p), k_rel (B, R, S, p), or no relations; causal: T <= S.
-    v (B or 1, G, S, d_v). relative: v (1, G, >= T + S - 1, d_v) by offset j - i, from -(S - 1), not by sender j.
-    may: boolean, of four dimensions that broadcast to (B, H, T, S), True = may attend; who may see nobody gets zeros.
+    q (B, H, T, d_h), k (B, G, S, d_h), q_rel (B, R, T, p), k_rel (B, R, S, p); the T queries are the last of the S
+    positions. s: the symbols s_j W_s, (B or 1, G, S, d_h); if relative, (1, G, T + S - 1, d_h), by offset
+    j - i, of which the first is 1 - S. mask: boolean, True = may attend, four dimensions that broadcast to
+    (B, H, T, S), or None. A fully masked row gives zeros. There are no second derivatives.
+    Raises ValueError if causal and T > S: the first queries would have no keys.
     """
-    B, H, T, d_h = q.shape
-    if q_rel is None:
-        q_rel, k_rel = q.new_zeros(B, 0, T, 1), q.new_zeros(B, 0, k.size(2), 1)
-    exact = torch.promote_types(q.dtype, torch.float32)
-
-    def asked(x, factor):
-        """(B, H, T, width) -> (B H, T, width), with its factor."""
-        return (x.to(exact) * factor).flatten(0, 1)
-
-    def sent(x, heads):
-        """(B or 1, G, S, width) -> (B heads, S, width), a copy for each head and sequence; features first in memory,
-        which makes products up to three times as fast."""
-        each = heads // max(1, x.size(1))                                          # 0 // 1: no relations
-        x = x.to(exact).mT[:, :, None].expand(B, -1, each, -1, -1)                 # (B, G, each, width, S)
-        return x.flatten(0, 2).contiguous().mT
-
-    # scores and L are kept in base 2: on a CPU exp2 is as quick for minus infinity as for others, exp ten times as slow
-    q = asked(q, d_h ** -0.5 * math.log2(math.e))
-    may = None if may is None else may.expand(B, -1, T, k.size(2))                 # (B, H or 1, T, S)
+    (B, H, T, d_h), S, (R, p) = q.shape, k.size(2), (q_rel.size(1), q_rel.size(3))
+    if causal and T > S:
+        raise ValueError(f"causal attention of {T} queries needs at least {T} keys, not {S}")
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    q = q.to(dtype) * (d_h ** -0.5 * math.log2(math.e))                # scores in base 2: see masked_scores
+    q_rel = q_rel.to(dtype) * p ** -0.5
+    k, s, k_rel = (copy_for_heads(x.to(dtype), B, heads) for x, heads in ((k, H), (s, H), (k_rel, R)))
+    mask = None if mask is None else mask.expand(B, -1, T, S)          # (B, H or 1, T, S)
     seed = int(torch.randint(2 ** 62, ())) if dropout else 0
-    o, m = Blocks.apply(q, sent(k, H), sent(v, H), asked(q_rel, q_rel.size(-1) ** -0.5), sent(k_rel, q_rel.size(1)),
-                        may, B, causal, dropout, seed, relative)
-    return o.unflatten(0, (B, H)), m.transpose(1, 2)
+    o, m = Blocks.apply(q, k, s, q_rel, k_rel, mask, causal, dropout, seed, relative)
+    return o, m.transpose(1, 2)
+
+
+def copy_for_heads(x, B, heads):
+    """(B or 1, G, S, width) -> (B, heads, S, width), a copy for each sequence and head, with the features first in
+    memory: this makes the matrix products below up to three times as fast."""
+    x = x.mT[:, :, None].expand(B, -1, heads // x.size(1), -1, -1)     # (B, G, heads / G, width, S)
+    return x.flatten(1, 2).contiguous().mT
 
 
 def without_autocast(f):
-    """Autocast would round to half precision what is float32 here."""
+    """Runs f without autocast, which would compute in half precision what is float32 here."""
     def run(ctx, first, *others):
         with torch.autocast(first.device.type, enabled=False):
             return f(ctx, first, *others)
@@ -76,159 +77,143 @@ def without_autocast(f):
 
 
 class Blocks(torch.autograd.Function):
-    """The equations above, for pairs of sequence and head: q (B H, T, d_h), k and v (B H, S, ..), q_rel (B R, T, p),
-    k_rel (B R, S, p), o (B H, T, d_v); but m (B, T, H, R).
+    """The equations above: q (B, H, T, d_h), k and s (B, H, S, d_h), q_rel (B, R, T, p), k_rel (B, R, S, p) ->
+    o (B, H, T, d_h) and m (B, T, H, R).
 
-    A block has g of the B sequences, with all their pairs and relations, n of the T queries and e of the S keys; which
-    ones say the slices b, pairs, rels, i and j.
+    A block is one sequence b, a slice i of n queries, and the slice j of the e keys that they may attend to.
     """
 
     @staticmethod
     @without_autocast
-    def forward(ctx, q, k, v, q_rel, k_rel, may, B, causal, dropout, seed, relative):
-        H, R, T = len(q) // B, len(q_rel) // B, q.size(1)
-        o, m, L = q.new_empty(B * H, T, v.size(-1)), q.new_empty(B, T, H, R), q.new_empty(B * H, T, 1)
-        for b, pairs, rels, i, j, alpha, hidden, room in each_block(q, k, R, may, B, causal):
-            g, n, e = len(alpha) // H, *alpha.shape[1:]
-            if hidden is not None:
-                alpha.unflatten(0, (-1, H)).masked_fill_(hidden, torch.finfo(q.dtype).min)
-            top = alpha.amax(-1, keepdim=True)
-            alpha.sub_(top).exp2_()                                                # the largest is 1
-            if hidden is not None:
-                alpha.unflatten(0, (-1, H)).masked_fill_(hidden, 0.0)
-            total = alpha.sum(-1, keepdim=True).clamp_(min=1)                      # 1 for who sees nobody
-            L[pairs, i] = top + total.log2()
-            dropped = drop(alpha, dropout, seed + b.start * T + i.start, room)
-            w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
-            o[pairs, i] = torch.bmm(w, v[pairs, of]) / total                       # sum_j alpha_hij v_hj
-            if R:                                                                  # sum_j alpha_hij r_lij
-                r = torch.bmm(q_rel[rels, i], k_rel[rels, j].mT, out=room("r", g * R, n, e))
-                m[b, i] = queries_first(dropped, H) @ queries_first(r, R).mT / queries_first(total, H)
-        ctx.save_for_backward(q, k, v, q_rel, k_rel, may, o, m, L)
-        ctx.how = B, causal, dropout, seed, relative
+    def forward(ctx, q, k, s, q_rel, k_rel, mask, causal, dropout, seed, relative):
+        (B, H, T, _), R = q.shape, q_rel.size(1)
+        o, m, L = torch.empty_like(q), q.new_empty(B, T, H, R), q.new_empty(B, H, T, 1)
+        workspace = Workspace(q, k, R)
+        for b, i, j in each_block(q, k, R, causal):
+            x = masked_scores(q, k, b, i, j, causal, mask, workspace)              # (H, n, e)
+            top = x.amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).min)    # finite even if all are masked
+            alpha = x.sub_(top).exp2_()                                            # the largest is 1
+            total = alpha.sum(-1, keepdim=True).clamp_(min=1)                      # 0 before if all are masked
+            L[b, :, i] = top + total.log2()
+            weights = drop(alpha, dropout, seed + b * T + i.start, workspace)      # c alpha
+            w, of = (by_offset(weights, workspace), offsets(i, j, T)) if relative else (weights, j)
+            o[b, :, i] = torch.bmm(w, s[b, :, of]) / total
+            r = torch.bmm(q_rel[b, :, i], k_rel[b, :, j].mT, out=workspace("r", R, *x.shape[1:]))
+            m[b, i] = torch.bmm(weights.transpose(0, 1), r.permute(1, 2, 0)) / total.transpose(0, 1)
+        ctx.save_for_backward(q, k, s, q_rel, k_rel, mask, o, m, L)
+        ctx.options = causal, dropout, seed, relative
         return o, m
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @without_autocast
     def backward(ctx, d_o, d_m):
-        q, k, v, q_rel, k_rel, may, o, m, L = ctx.saved_tensors
-        B, causal, dropout, seed, relative = ctx.how
-        H, R, T = len(q) // B, len(q_rel) // B, q.size(1)
-        d_m = d_m.clone(memory_format=torch.contiguous_format)     # products of many small matrices are slow if strided
-        D = (d_o * o).sum(-1, keepdim=True) + (d_m * m).sum(-1).mT.reshape(B * H, T, 1)
+        q, k, s, q_rel, k_rel, mask, o, m, L = ctx.saved_tensors
+        causal, dropout, seed, relative = ctx.options
+        (B, H, T, _), R = q.shape, q_rel.size(1)
+        d_m = d_m.contiguous()                                                     # or small products get slow
+        D = (d_o * o).sum(-1, keepdim=True) + (d_m * m).sum(-1).mT[..., None]      # (B, H, T, 1)
         d_q, d_q_rel = torch.empty_like(q), torch.empty_like(q_rel)
-        # features first, as k, v and k_rel are
-        d_k, d_v, d_k_rel = (torch.zeros_like(x.mT, memory_format=torch.contiguous_format) for x in (k, v, k_rel))
-        for b, pairs, rels, i, j, alpha, hidden, room in each_block(q, k, R, may, B, causal):
-            g, n, e = len(alpha) // H, *alpha.shape[1:]
-            alpha.sub_(L[pairs, i]).exp2_()
-            if hidden is not None:
-                alpha.unflatten(0, (-1, H)).masked_fill_(hidden, 0.0)
-            dropped = drop(alpha, dropout, seed + b.start * T + i.start, room)
-            w, of = (skew(dropped, room), offsets(i, j, T)) if relative else (dropped, j)
-            d_alpha = torch.bmm(d_o[pairs, i], v[pairs, of].mT, out=room("d_alpha", *w.shape))
-            d_alpha = unskew(d_alpha, e) if relative else d_alpha                  # (g H, n, e)
-            d_v[pairs, :, of].add_(torch.bmm(d_o[pairs, i].mT, w))
-            if R:
-                r = torch.bmm(q_rel[rels, i], k_rel[rels, j].mT, out=room("r", g * R, n, e))
-                from_m = torch.matmul(d_m[b, i], queries_first(r, R), out=room("from_m", g, n, H, e))
-                d_alpha.unflatten(0, (-1, H)).add_(from_m.transpose(1, 2))
-                # r has served: d_r takes its memory
-                d_r = torch.matmul(d_m[b, i].mT, queries_first(dropped, H), out=room("r", g, n, R, e))
-                d_r = d_r.transpose(1, 2).flatten(0, 1)                            # (g R, n, e), a view if g is 1
-                d_q_rel[rels, i] = torch.bmm(d_r, k_rel[rels, j])
-                d_k_rel[rels, :, j].add_(torch.bmm(q_rel[rels, i].mT, d_r))
-            d_score = d_alpha.mul_(dropped).addcmul_(alpha, D[pairs, i], value=-1) # alpha (c alpha' - D)
-            d_q[pairs, i] = torch.bmm(d_score, k[pairs, j])
-            d_k[pairs, :, j].add_(torch.bmm(q[pairs, i].mT, d_score))
-        d_q, d_k = d_q * math.log(2), d_k * math.log(2)                            # the derivative of 2^x is 2^x ln 2
-        return d_q, d_k.mT, d_v.mT, d_q_rel, d_k_rel.mT, None, None, None, None, None, None
+        d_k, d_s, d_k_rel = (torch.zeros_like(y.mT, memory_format=torch.contiguous_format) for y in (k, s, k_rel))
+        workspace = Workspace(q, k, R)
+        for b, i, j in each_block(q, k, R, causal):
+            x = masked_scores(q, k, b, i, j, causal, mask, workspace)
+            n, e = x.shape[1:]
+            alpha = x.sub_(L[b, :, i]).exp2_()                                     # (H, n, e)
+            weights = drop(alpha, dropout, seed + b * T + i.start, workspace)      # c alpha, the same c again
+            w, of = (by_offset(weights, workspace), offsets(i, j, T)) if relative else (weights, j)
+            d_s[b, :, :, of].add_(torch.bmm(d_o[b, :, i].mT, w))
+            d_alpha = torch.bmm(d_o[b, :, i], s[b, :, of].mT, out=workspace("d_alpha", *w.shape))
+            d_alpha = by_position(d_alpha, e) if relative else d_alpha             # (H, n, e)
+            r = torch.bmm(q_rel[b, :, i], k_rel[b, :, j].mT, out=workspace("r", R, n, e))
+            d_alpha.add_(torch.bmm(d_m[b, i], r.transpose(0, 1), out=workspace("from m", n, H, e)).transpose(0, 1))
+            # r is no longer needed: d_r takes its memory
+            d_r = torch.bmm(d_m[b, i].mT, weights.transpose(0, 1), out=workspace("r", n, R, e)).transpose(0, 1)
+            d_q_rel[b, :, i] = torch.bmm(d_r, k_rel[b, :, j])
+            d_k_rel[b, :, :, j].add_(torch.bmm(q_rel[b, :, i].mT, d_r))
+            d_x = d_alpha.mul_(weights).addcmul_(alpha, D[b, :, i], value=-1)      # alpha (c d_alpha - D)
+            d_q[b, :, i] = torch.bmm(d_x, k[b, :, j])
+            d_k[b, :, :, j].add_(torch.bmm(q[b, :, i].mT, d_x))
+        d_q, d_k = d_q * math.log(2), d_k * math.log(2)                            # 2^x has the derivative 2^x log 2
+        return d_q, d_k.mT, d_s.mT, d_q_rel, d_k_rel.mT, None, None, None, None, None
 
 
-def queries_first(x, heads):
-    """(g heads, n, e) -> (g, n, heads, e), a view."""
-    return x.unflatten(0, (-1, heads)).transpose(1, 2)
+def queries_per_block(H, R, T, S, device):
+    """About as many as fit in the processor's cache: alpha and r of a block have 2^19 numbers, 2 MB, or fewer.
 
-
-def block_size(B, H, R, T, S, device):
-    """How many sequences and how many queries a block has, by what its alpha or r may hold.
-
-    On a CPU enough numbers that starting operations costs little, few enough to be near the processor; of one sequence
-    where that has relations and more than 128 tokens, for those of several would be copied. On a GPU more: what costs
-    there is to launch kernels. (Reckoned, not yet measured.)
+    But at least 128, as matrix products with fewer rows are slow. On a GPU, where launching kernels takes the time,
+    blocks are larger (estimated, not measured).
     """
-    numbers, least = (2 ** 19, 128) if device.type == "cpu" else (2 ** 24, 16)
-    one_query = max(H, R) * S
-    g = max(1, min(B, numbers // (min(128, T) * one_query)))
-    if R and T > 128 and device.type == "cpu":
-        g = 1
-    rows = max(least, numbers // (g * one_query))
-    return g, math.ceil(T / math.ceil(T / rows))                           # 257 = 86 + 86 + 85, not 128 + 128 + 1
+    numbers = 2 ** 19 if device.type == "cpu" else 2 ** 24
+    rows = max(128, numbers // (max(H, R) * S))
+    return math.ceil(T / math.ceil(T / rows))                          # nearly equal blocks: 257 = 129 + 128
 
 
-def each_block(q, k, R, may, B, causal):
-    """Yields slices of sequences b, their pairs and relations, queries i and keys j; scores (g H, n, e), who is hidden
-    there (g, H or 1, n, e) or None, and room.
-
-    room(name, ...) is a tensor of that shape in memory that all blocks use in turn (all of these are overwritten for
-    the next block): on a CPU, memory that is asked for anew costs more than the work in it.
-    """
-    H, T, S = len(q) // B, q.size(1), k.size(1)
-    most, rows = block_size(B, H, R, T, S, q.device)
-    memory = {}
-
-    def room(name, *shape):
-        if name not in memory:
-            width = S + rows if name in ("skewed", "d_alpha") else S               # these two may go by offset
-            memory[name] = q.new_empty((R if name == "r" else H) * most * rows * width)
-        return memory[name][:math.prod(shape)].view(shape)
-
-    for b in (slice(start, min(start + most, B)) for start in range(0, B, most)):
-        pairs, rels = (slice(b.start * heads, b.stop * heads) for heads in (H, R))
+def each_block(q, k, R, causal):
+    """Yields the sequence b, queries i and keys j of each block; if causal, j ends with the last key allowed to i."""
+    (B, H, T, _), S = q.shape, k.size(2)
+    rows = queries_per_block(H, R, T, S, q.device)
+    for b in range(B):
         for start in range(0, T, rows):
             i = slice(start, min(start + rows, T))
-            j = slice(0, S - T + i.stop if causal else S)                          # whom the last of them may see
-            n, e = i.stop - i.start, j.stop
-            scores = torch.bmm(q[pairs, i], k[pairs, j].mT, out=room("alpha", pairs.stop - pairs.start, n, e))
-            if causal:
-                scores[..., e - n:].add_(future(n, q.dtype, q.device))
-            yield b, pairs, rels, i, j, scores, None if may is None else ~may[b, :, i, j], room
+            yield b, i, slice(0, S - T + i.stop if causal else S)
 
 
-def drop(alpha, dropout, seed, room):
-    """Each weight to 0 or 1 / (1 - dropout) times itself, by the seed of its block."""
+class Workspace:
+    """Named buffers that every block overwrites: allocating them for each block would take longer than computing it.
+
+    workspace(name, *shape) is a tensor of this shape with undefined content.
+    """
+
+    def __init__(self, q, k, R):
+        (_, H, T, _), S = q.shape, k.size(2)
+        rows = queries_per_block(H, R, T, S, q.device)
+        self.numel = max(H, R) * rows * (S + rows)                     # enough for each: by offset, rows are longer
+        self.like, self.buffers = q, {}
+
+    def __call__(self, name, *shape):
+        if name not in self.buffers:
+            self.buffers[name] = self.like.new_empty(self.numel)
+        return self.buffers[name][:math.prod(shape)].view(shape)
+
+
+def masked_scores(q, k, b, i, j, causal, mask, workspace):
+    """x_hij log2(e) of a block, minus infinity where i may not attend to j: (H, n, e).
+
+    In base 2, because on a CPU exp of minus infinity takes ten times as long as exp2 of it.
+    """
+    n, e = i.stop - i.start, j.stop
+    x = torch.bmm(q[b, :, i], k[b, :, j].mT, out=workspace("x", q.size(1), n, e))
+    if causal:                                                         # of its keys, only the last n can be too late
+        x[..., e - n:].add_(x.new_full((n, n), -math.inf).triu_(1))
+    return x if mask is None else x.masked_fill_(~mask[b, :, i, j], -math.inf)
+
+
+def drop(alpha, dropout, seed, workspace):
+    """c alpha: each weight times 0 or 1 / (1 - dropout), as the seed of its block decides."""
     if not dropout:
         return alpha
-    kept = room("dropped", *alpha.shape).uniform_(generator=torch.Generator(alpha.device).manual_seed(seed))
-    return kept.ge_(dropout).mul_(alpha).mul_(1 / (1 - dropout))
+    c = workspace("dropout", *alpha.shape).uniform_(generator=torch.Generator(alpha.device).manual_seed(seed))
+    return c.ge_(dropout).mul_(alpha).mul_(1 / (1 - dropout))
 
 
-@functools.lru_cache(maxsize=2)                                                    # blocks have one length or two
-def future(n, dtype, device):
-    """(n, n), minus infinity where key j is later than query i. Kept for the next call; only added to scores, which
-    nobody differentiates here, so inference mode may have made it."""
-    return torch.full((n, n), -math.inf, dtype=dtype, device=device).triu(1)
+def by_offset(alpha, workspace):
+    """(H, n, e) by position j -> (H, n, n + e - 1) by offset j - i, zero elsewhere: each row moves one to the left."""
+    H, n, e = alpha.shape
+    shifted = workspace("by offset", H, n, n + e - 1).zero_()
+    by_position(shifted, e).copy_(alpha)
+    return shifted
 
 
-def skew(alpha, room):
-    """(g H, n, e) by sender -> (g H, n, n + e - 1) by offset j - i: row i stands i places further left in zeros."""
-    pairs, n, e = alpha.shape
-    wide = room("skewed", pairs, n, n + e - 1).zero_()
-    unskew(wide, e).copy_(alpha)
-    return wide
+def by_position(shifted, e):
+    """The inverse, (H, n, n + e - 1) -> (H, n, e), as a view: along the diagonals, so the stride of rows is one less.
 
-
-def unskew(wide, e):
-    """The way back, (g H, n, n + e - 1) -> (g H, n, e), as a view: along the diagonals, with a stride one shorter.
-
-    `wide` must begin where its memory begins, as all of `room` does: as_strided counts from there.
+    as_strided counts from where the memory begins, so `shifted` must begin there, as every tensor of a workspace does.
     """
-    pairs, n, width = wide.shape
-    return wide.as_strided((pairs, n, e), (n * width, width - 1, 1), n - 1)
+    H, n, width = shifted.shape
+    return shifted.as_strided((H, n, e), (n * width, width - 1, 1), n - 1)
 
 
 def offsets(i, j, T):
-    """Where a block's offsets stand among all T + S - 1."""
-    start = T - i.stop
-    return slice(start, start + i.stop - i.start + j.stop - 1)
+    """The slice of a block's offsets j - i among those of the whole sequence."""
+    return slice(T - i.stop, T - i.start + j.stop - 1)

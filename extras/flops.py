@@ -1,13 +1,13 @@
 """How much arithmetic does training a language model need, and what share of a GPU's peak is that? (MFU)
 
-Model FLOPs utilisation (Chowdhery et al., 2022, PaLM, Appendix B): operations that the equations need for one token,
-times tokens per second, over the peak of the device. What counts is what is *written*, here Eq. 3 with its relations
-r_ij, not what happens to run: blocks recomputed in the backward pass, or the wide values of relational_attention.fast,
-are more work for the same tokens and must not look like better work.
+Model FLOPs utilisation (Chowdhery et al., 2022, PaLM, Appendix B): the operations that the equations need for one
+token, times tokens per second, divided by the peak of the device. Counted are the operations of the equations, here
+Eq. 3 with its relations r_ij, not those that a form executes: blocks recomputed in the backward pass, or the wide
+values of `RelationalAttention.fast`, are additional work for the same tokens and must not raise the MFU.
 
-Matrix products alone count, 2 operations for each multiply-add. The backward pass needs two products for each one of
-the forward pass, for the gradients of its two factors: three times the forward pass in all. As in PaLM every token
-looks at all T, causal or not, and looking up an embedding is free. Multiply-adds of one token, T = max_len:
+Only matrix products count, 2 operations for each multiply-add. The backward pass needs two products for each product
+of the forward pass, for the gradients of its two factors: three times the forward pass in total. As in PaLM each token
+attends to all T tokens, causal or not, and an embedding lookup is free. Multiply-adds of one token, T = max_len:
 
     once         logits                           d V
     each layer   MLP: W_1, W_2 (W_3: swiglu)      2 d d_ff   (3 d d_ff)
@@ -20,7 +20,7 @@ looks at all T, causal or not, and looking up an embedding is free. Multiply-add
                  sum_j alpha_ij r_ij, then W_r    n T R + n R d_h
       symbols    symbolic: x W_q, F_lib, S_lib    d^2 + 2 n_symbols d           in each layer, if shared, too
                  relative, positional             0; but relative symbols, counted for each sequence, need s W_s
-                                                  for min(2 max_distance + 1, 2 T) offsets (one of 2 T is to spare)
+                                                  for min(2 max_distance + 1, 2 T - 1) offsets
 
 Relational cross-attention has no relations: the same five and the symbols. share_qk saves weights, not work: both
 groups apply W_q, W_k, and both count. A frozen S_lib counts as if it had a gradient.
@@ -45,7 +45,7 @@ def per_token(cfg):
         layer += heads(cfg.n_sa)
     if cfg.n_ra:
         relative = cfg.symbols == "relative"
-        layer += heads(cfg.n_ra, min(2 * (cfg.max_distance or T) + 1, 2 * T) if relative else T)
+        layer += heads(cfg.n_ra, min(2 * (cfg.max_distance or T) + 1, 2 * T - 1) if relative else T)
     if cfg.n_ra and cfg.ra_type == "ra":
         R = cfg.n_relations or cfg.n_ra
         p = cfg.rel_proj_dim or cfg.n_ra * d_h // R
@@ -56,10 +56,10 @@ def per_token(cfg):
     return 3 * 2 * (cfg.n_layers * layer + d * cfg.vocab_size)
 
 
-# Peak TFLOP/s, dense (data sheets like to print twice as much, "with sparsity"); float32 without TF32, as PyTorch runs.
-# The key is a pattern for the whole of torch.cuda.get_device_name(): a laptop's 4090, a 3090 Ti or a slice of an A100
-# (MIG) are other devices, and none at all beats a wrong number. Sources: the data sheet of each, by NVIDIA, except for
-# GeForce the architecture white papers (GA102, Ada), bfloat16 with float32 sums, and for A10G AWS's data sheet.
+# Peak TFLOP/s, dense (data sheets often give twice as much, "with sparsity"); float32 without TF32, PyTorch's default.
+# The key is a pattern that matches the whole of torch.cuda.get_device_name(): a laptop's 4090, a 3090 Ti or a slice of
+# an A100 (MIG) are other devices, and no number is better than a wrong one. Sources: NVIDIA's data sheets; for GeForce
+# NVIDIA's white papers (GA102, Ada), bfloat16 with float32 sums; for the A10G the data sheet of AWS.
 PEAK = {
     r"NVIDIA H200|NVIDIA H100 80GB HBM3": dict(bfloat16=989, float32=67),          # SXM modules
     r"NVIDIA H100 NVL": dict(bfloat16=835, float32=60),
@@ -80,7 +80,7 @@ PEAK = {
 def utilisation(cfg, tokens_per_s, device_name, dtype):
     """-> (TFLOP/s, share of the device's peak, or None if that is not known).
 
-    device_name: what torch.cuda.get_device_name() returns, or anything else; dtype: of the matrix products, such as
+    device_name: as torch.cuda.get_device_name() returns it, or any other text; dtype: of the matrix products, such as
     torch.bfloat16 or "bfloat16"; tokens_per_s: in training, on this one device.
     """
     tflops = per_token(cfg) * tokens_per_s / 1e12

@@ -1,9 +1,9 @@
-"""Named tensors out of .safetensors files: the header's length (8 bytes), the header (JSON), the tensors, end to end.
+"""Reads .safetensors files, which hold named tensors: 8 bytes with the header's length, the header (JSON), the tensors.
 
     entries = read_header("model.safetensors")               # {name: Entry}, after every offset has been checked
     tensor = entries["layers.norm.weight"].read("model.safetensors")
 
-Nothing in such a file is trusted: whatever cannot be is a ValueError of one line, before anything large is allocated.
+Nothing in such a file is trusted: anything invalid raises a ValueError of one line before much memory is allocated.
 """
 import json
 import math
@@ -13,29 +13,30 @@ from pathlib import Path
 import torch
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-LONGEST = 10 ** 6                                                    # bytes of JSON; published: 60,000 for 24 layers
+LONGEST = 10 ** 6                                                    # bytes of JSON; 24 published layers have 60,000
 
 
 @dataclass
 class Entry:
+    """One tensor of a file."""
     dtype: torch.dtype
     shape: list
     begin: int                                                       # bytes from the start of the file
     end: int
 
     def read(self, path):
-        """The tensor. ValueError if the file has been cut since its header was read."""
+        """The tensor. Raises ValueError if the file has been truncated since its header was read."""
         tensor = torch.empty(self.shape, dtype=self.dtype)
         with open(path, "rb") as file:
             file.seek(self.begin)
             n = file.readinto(tensor.view(-1).view(torch.uint8).numpy())
         if n < self.end - self.begin:
-            raise ValueError(f"cut while it was read: it ends before byte {self.end:,}")
+            raise ValueError(f"truncated while it was read: it ends before byte {self.end:,}")
         return tensor
 
 
 def read_json(file, length):
-    """The next bytes of an open file, as a JSON object. ValueError for anything else, or if a name is given twice."""
+    """The next `length` bytes of an open file, a JSON object. Raises ValueError for anything else or repeated names."""
     def once(pairs):
         if len(dict(pairs)) < len(pairs):
             raise ValueError(f"a name is given twice: {some(name for name, _ in pairs)}")
@@ -53,12 +54,12 @@ def read_json(file, length):
 
 
 def read_header(path):
-    """{name: Entry} of a safetensors file. Raises ValueError unless its tensors fill it without gap or overlap."""
+    """{name: Entry} of a safetensors file. Raises ValueError unless its tensors fill it without a gap or overlap."""
     size = Path(path).stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= size - 8:
-            raise ValueError(f"cut, or no safetensors file: a header of {length:,} bytes in a file of {size:,}")
+            raise ValueError(f"truncated or not a safetensors file: a header of {length:,} bytes in a file of {size:,}")
         try:
             header = read_json(file, length)
         except ValueError as error:
@@ -69,8 +70,8 @@ def read_header(path):
     entries = {name: read_entry(name, entry, start, size) for name, entry in header.items()}
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != start:
-            raise ValueError(f"{brief(name)} {'overlaps with' if entry.begin < start else 'leaves a gap after'} what "
-                             f"is before it: it begins at byte {entry.begin:,}, not {start:,}")
+            raise ValueError(f"{brief(name)} {'overlaps with' if entry.begin < start else 'leaves a gap after'} the "
+                             f"tensor before it: it begins at byte {entry.begin:,}, not {start:,}")
         start = entry.end
     if start != size:
         raise ValueError(f"it has {size:,} bytes, but its tensors end at {start:,}")
@@ -78,20 +79,20 @@ def read_header(path):
 
 
 def read_entry(name, entry, start, size):
-    """One tensor's line of the header: its bytes lie within the file, and are as many as its shape needs."""
+    """The Entry of one tensor. Raises ValueError unless its bytes lie within the file and fit its shape."""
     if type(entry) is not dict or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{brief(name)} must have dtype, shape and data_offsets, not {brief(entry)}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(dtype) is not str or dtype not in DTYPES:
         raise ValueError(f"{brief(name)} has dtype {brief(dtype)}; known: {', '.join(DTYPES)}")
-    # bounded, because products of boundless numbers take for ever
+    # bounded, because the product of arbitrarily large numbers could take hours
     if type(shape) is not list or len(shape) > 8 or not all(type(n) is int and 0 <= n <= size for n in shape):
-        raise ValueError(f"{brief(name)} has shape {brief(shape)}, which cannot be")
+        raise ValueError(f"{brief(name)} has shape {brief(shape)}, which is impossible")
     if type(offsets) is not list or len(offsets) != 2 or not all(type(n) is int for n in offsets):
-        raise ValueError(f"{brief(name)} has data_offsets {brief(offsets)}: not two whole numbers")
+        raise ValueError(f"{brief(name)} has data_offsets {brief(offsets)}: they must be two integers")
     begin, end = (start + offset for offset in offsets)
     if not start <= begin <= end <= size:
-        raise ValueError(f"{brief(name)} has data_offsets {brief(offsets)}, outside of its {size - start:,} bytes")
+        raise ValueError(f"{brief(name)} has data_offsets {brief(offsets)}, outside the {size - start:,} bytes there")
     needed = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != needed:
         raise ValueError(f"{brief(name)} has {end - begin:,} bytes, but {dtype} {brief(shape)} needs {needed:,}")
@@ -99,11 +100,12 @@ def read_entry(name, entry, start, size):
 
 
 def brief(x):
-    """As Python writes it: on one line, and not all of it where somebody means ill."""
+    """repr(x), on one line and at most 100 characters long."""
     text = repr(x)
     return text if len(text) <= 100 else text[:97] + "..."
 
 
 def some(names):
+    """The first four names, and how many there are besides."""
     names = list(names)
     return ", ".join(map(brief, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

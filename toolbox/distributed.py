@@ -4,20 +4,17 @@
 
 Every process holds the whole model, reads its share of each batch, and computes that share's part of the gradient. The
 parts are summed over the processes (all_reduce), so that all take the same step as one process would on the whole
-batch. Process 0 keeps the run's folder; the others follow, and read its checkpoint to go on: all are on one machine, or
-share its folder. Started without torchrun, there is one process and no sum.
+batch. Process 0 writes the run's folder; to resume, the others read its checkpoint: all are on one machine, or share a
+file system. Without torchrun there is one process and no sum.
 
-Whoever ends it, with Ctrl-C or SIGTERM, lets the step under way end and be saved if that takes less than 30 seconds:
-then torchrun kills; for larger models give it --shutdown_timeout=300.
+On Ctrl-C or SIGTERM the current step is finished and saved if that takes less than 30 seconds, after which torchrun
+kills its processes; for larger models give it --shutdown_timeout=300.
 """
 import os
 import sys
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
-
-from toolbox import training
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # set by torchrun
 
@@ -28,7 +25,7 @@ def start():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    # gloo in any case: what `total` sums stays on the CPU
+    # gloo in any case: the numbers that `total` sums stay on the CPU
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if RANK:
         sys.stdout = open(os.devnull, "w")
@@ -62,39 +59,3 @@ def sum_gradients(model):
         for p in model.parameters():
             if p.grad is not None:
                 dist.all_reduce(p.grad)
-
-
-class Run(training.Run):
-    """A run of all processes: number 0 keeps its folder, the others take the same steps and leave no trace."""
-
-    def reusable(self):
-        # process 0 decides: by now the others may see a folder that it has begun to change
-        return total([RANK == 0 and super().reusable()])[0] > 0
-
-    def begin(self, model, optimizer, device):
-        self.record["processes"] = WORLD
-        if RANK == 0:
-            super().begin(model, optimizer, device)
-        else:
-            self.model, self.optimizer, self.bar, self.lock = model, optimizer, tqdm(disable=True), open(os.devnull)
-        step = round(total([self.step])[0])                   # process 0 resumed there; the others say 0
-        if RANK and step:
-            self.step, state = step, training.load_checkpoint(self.folder / "last.pt")
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-
-    def stopping(self):
-        # a signal reaches each process at another time, and who stopped a step early would let the others wait for ever
-        return total([self.interrupted])[0] > 0
-
-    def save(self, name):
-        if RANK == 0:
-            super().save(name)
-
-    def write_record(self):
-        if RANK == 0:
-            super().write_record()
-
-    def log(self, **metrics):
-        if RANK == 0:
-            super().log(**metrics)

@@ -11,14 +11,38 @@ import re
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 
+def options(**defaults):
+    """Class decorator: makes a dataclass in which inherited fields have these defaults.
+
+        @options(n_layers=2, symbols="relative")
+        class Config(TransformerConfig):
+            further: int = 1                # the option's help
+    """
+    def decorate(cls):
+        kinds = get_type_hints(cls)
+        for name, value in defaults.items():
+            cls.__annotations__[name] = kinds[name]
+            setattr(cls, name, value)
+        return dataclass(cls)
+    return decorate
+
+
+def at_least(config, **lowest):
+    """Raises ValueError if a field of the dataclass is below its lowest value (None passes: it means the default)."""
+    for name, low in lowest.items():
+        value = getattr(config, name)
+        if value is not None and not value >= low:                   # so that nan fails as well
+            raise ValueError(f"{name}={value}: must be at least {low}")
+
+
 def fail(message):
     """One line for the reader, exit status 2."""
-    if int(os.environ.get("RANK", 0)):         # set by torchrun, which ends us meanwhile if process 0 says the same
+    if int(os.environ.get("RANK", 0)):         # under torchrun process 0 says the same, and ends this one meanwhile
         time.sleep(2)
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     raise SystemExit(2)
@@ -29,24 +53,32 @@ def one_line_errors():
     """Around whatever depends on the user's input: its ValueError or OSError becomes one line and exit status 2."""
     try:
         yield
+    except BrokenPipeError:                    # the reader of our output has gone: no fault of the input
+        raise
     except (ValueError, OSError) as error:
         fail(error)
 
 
 def start(main):
-    """Runs a script; Ctrl-C ends it in one line, wherever it is."""
+    """Runs a script; Ctrl-C ends it in one line, wherever it is; a closed pipe (`| head`) ends it quietly."""
+    for stream in (sys.stdout, sys.stderr):    # a console that cannot show a character shows "?" instead
+        stream.reconfigure(errors="replace")
     try:
         main()
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")     # or Python would complain when it flushes at exit
+        raise SystemExit(1) from None
 
 
 def parse_options(Config, presets=None, argv=None, grid=None):
     """Command line -> list of Config, one for each combination of the comma lists (--seed=1,2,3 --n_ra=0,4).
 
     Config is a dataclass; its fields are the options, their comments the help. Order: default < preset < command line.
-    grid: {option: the values that make up the sweep where neither preset nor command line names it}.
+    A line of its own such as `# data` in the class starts a group of options in the help.
+    grid: {option: the values of a sweep, where neither preset nor command line names the option}.
     """
     parser = argparse.ArgumentParser(description=inspect.getdoc(sys.modules[Config.__module__]), allow_abbrev=False,
                                      usage="%(prog)s [--option=value ...]",
@@ -55,14 +87,15 @@ def parse_options(Config, presets=None, argv=None, grid=None):
     if presets:
         parser.add_argument("--preset", choices=presets, default=argparse.SUPPRESS,
                             help="a named set of options; further options override it")
-    kinds, comments = get_type_hints(Config), option_comments(Config)
+    kinds, comments, groups = get_type_hints(Config), *comments_and_groups(Config)
+    shown = {name: parser.add_argument_group(name) if name else parser for name in dict.fromkeys(groups.values())}
     for f in fields(Config):
         kind = kinds[f.name]
         flag = dict(nargs="?", const="True") if kind is bool else {}                 # --compile means --compile=True
         choices = get_args(kind) if get_origin(kind) is Literal else ("True", "False") if kind is bool else ()
-        parser.add_argument("--" + f.name.rstrip("_"), dest=f.name, default=argparse.SUPPRESS, **flag,
-                            metavar="|".join(choices),
-                            help=f"{comments.get(f.name, '')} [{f.default}]".replace("%", "%%"))
+        shown[groups[f.name]].add_argument(
+            "--" + f.name.rstrip("_"), dest=f.name, default=argparse.SUPPRESS, **flag, metavar="|".join(choices),
+            help=f"{comments.get(f.name, '')} [{f.default}]".replace("%", "%%"))
     given, unknown = parser.parse_known_args(argv)
     for word in unknown:
         near = difflib.get_close_matches(word.split("=")[0].lstrip("-"), [name.rstrip("_") for name in kinds], 1)
@@ -83,16 +116,27 @@ def agreed(configs, names):
     return configs[0]
 
 
-def option_comments(Config):
-    """{field: the comment behind it}, read from the source of the dataclass and its bases."""
-    lines = [line for cls in reversed(Config.__mro__[:-1]) for line in inspect.getsource(cls).splitlines()]
-    return dict(re.findall(r"^    (\w+):.*?#\s*(.*)$", line)[0] for line in lines if re.match(r"    \w+:.*#", line))
+def comments_and_groups(Config):
+    """{field: the comment behind it}, {field: the comment line above its group}, from the source of all its classes.
+
+    A class that redefines a field overrides its comment, and the group in which it was first defined stays.
+    """
+    comments, groups, group = {}, {}, ""
+    for cls in reversed(Config.__mro__[:-1]):
+        for line in inspect.getsource(cls).splitlines():
+            if heading := re.fullmatch(r"    # (.*)", line):
+                group = heading[1]
+            if found := re.match(r"    (\w+): [^#]*(?:#\s*(.*))?$", line):
+                comments[found[1]] = found[2] or comments.get(found[1], "")
+                groups.setdefault(found[1], group)
+    return comments, groups
 
 
 def option_values(name, kind, text):
     """The values that `text` gives to a field of type `kind`: a list, longer than one where commas separate them."""
     if kind is str:                                                    # a path or name: may contain a comma
-        return [text]
+        # the shell leaves --out_dir=~/runs as it is
+        return [os.path.expanduser(text) if text.startswith("~/") else text]
     kinds = get_args(kind) if get_origin(kind) is not Literal else (str,)          # int | None -> (int, NoneType)
     kinds = kinds or (kind,)
 

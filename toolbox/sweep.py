@@ -1,5 +1,4 @@
-"""Many small trainings at a time: a pool of processes, and a file for each result, so that a sweep may be cut short."""
-import json
+"""Many small runs at a time, in a pool of processes."""
 import multiprocessing
 import os
 import signal
@@ -11,36 +10,37 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 from tqdm import tqdm
 
-from toolbox.training import write_atomically
-
 
 def cores():
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def run(train, jobs, n_steps, workers):
-    """Yields (path, result) as the trainings finish, each written to its path as JSON before.
+def train_all(train, runs, arguments, workers):
+    """Trains each run by train(run, *arguments); yields (run, what train returned) in the order in which they finish.
 
-    train: a function of a module, train(*job, step_done) -> dict, that calls step_done() after each step; it runs in
-    one of `workers` processes, which share the cores. jobs: {path: arguments}; n_steps: of them all, for the bar.
-    A kill loses only the trainings in flight. Raises what train raises, ValueError if a worker is killed.
+    train is a function of a module; it runs in one of `workers` processes, which share the cores. A run that ends by
+    itself (SystemExit: its loss was not finite) yields None. Other errors are
+    raised. A killed worker is a ValueError; what was finished is kept.
     """
+    if not runs:
+        return
     spawn = multiprocessing.get_context("spawn")                      # CUDA cannot be used in a fork
-    workers = min(workers, len(jobs))
-    counter = spawn.Value("q", 0)                                     # steps done by all of them
+    workers = min(workers, len(runs))
+    counter = spawn.Value("q", 0)                                     # steps done by all workers
     pool = ProcessPoolExecutor(workers, spawn, start_worker, (counter, max(1, cores() // workers)))
-    bar = tqdm(total=n_steps, unit="step", leave=False, disable=not sys.stderr.isatty())
+    bar = tqdm(total=sum(run.max_steps for run in runs), unit="step", leave=False, disable=not sys.stderr.isatty())
     try:
-        waiting = {pool.submit(run_one, train, path, job): path for path, job in jobs.items()}
+        waiting = {pool.submit(train_one, train, run, arguments): run for run in runs}
         while waiting:
             done, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
             bar.update(counter.value - bar.n)
             for future in done:
-                yield waiting.pop(future), future.result()
+                ended = isinstance(future.exception(), SystemExit)
+                yield waiting.pop(future), None if ended else future.result()
     except BrokenProcessPool:
-        raise ValueError("a worker was killed, perhaps for want of memory: repeat the command, with fewer --workers; "
-                         "what was finished is kept") from None
+        raise ValueError("a worker was killed, perhaps because it was out of memory: repeat the command, with fewer "
+                         "--workers; what was finished is kept") from None
     finally:
         bar.close()
         for worker in multiprocessing.active_children():              # after Ctrl-C or an error they would train on
@@ -49,30 +49,33 @@ def run(train, jobs, n_steps, workers):
 
 
 def start_worker(counter, threads):
-    """Runs first in each worker. It dies silently of Ctrl-C, and does not outlive the main process."""
-    global steps
-    steps = counter
+    """Runs first in each worker. Ctrl-C ends it silently, and it does not outlive the main process."""
+    StepCounter.counter = counter
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
-def run_one(train, path, job):
-    """In a worker: one training, and its file."""
-    result = train(*job, count_step)
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(result, indent=1)))
-    return result
+def train_one(train, run, arguments):
+    """In a worker: one run."""
+    run.bar = StepCounter()
+    with run:
+        return train(run, *arguments)
 
 
-def count_step():
-    with steps.get_lock():
-        steps.value += 1
+class StepCounter:
+    """In place of a run's own progress bar: adds its steps to those of all workers, and prints nothing."""
+    counter, disable = None, False
 
+    def update(self, n=1):
+        with self.counter.get_lock():
+            self.counter.value += n
 
-def load(path):
-    """A result's file as a dict; {} if there is none or it is damaged."""
-    try:
-        result = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return result if isinstance(result, dict) else {}
+    def write(self, text):
+        pass
+
+    def set_postfix_str(self, text):
+        pass
+
+    def close(self):
+        pass

@@ -1,4 +1,4 @@
-"""Expressions as the benchmark shows them: unsimplified, with the brackets that they need; and random ones.
+"""Unsimplified expressions, written with as few brackets as the benchmark uses; and random ones.
 
     sum_of           3*x - 4 - x + 5             a polynomial, its terms shuffled
     linear_system    2*a + b = 7, a - b = 2      equations with one solution
@@ -11,13 +11,13 @@ from fractions import Fraction
 from data.mathematics import algebra
 from data.mathematics.algebra import is_integer
 
-PLAIN, POWER, PRODUCT, SUM = range(4)                                # the later, the weaker it binds
+ATOM, POWER, PRODUCT, SUM = range(4)                                 # precedence, from the strongest to the weakest
 
 
 class Expression:
-    """op: "constant", "+", "-", "negative", "*", "/" or "**"; parts: its operands. str() writes it down.
+    """A tree. op: "constant", "+", "-", "negative", "*", "/" or "**"; parts: the operands. str() gives the text.
 
-    The part of a constant is a number or a letter; it may be replaced later by a letter that stands for it.
+    The part of a constant is a number or a letter. Writer.replace_constants puts letters in the place of numbers.
     """
 
     def __init__(self, op, *parts):
@@ -26,19 +26,19 @@ class Expression:
                                                      for p in parts]
 
     def constants(self):
-        """All numbers in it, from left to right, as Expressions."""
+        """All numbers in the expression, from left to right, as Expressions."""
         if self.op != "constant":
             return [c for part in self.parts for c in part.constants()]
         return [] if isinstance(self.parts[0], str) else [self]
 
-    def binding(self):
+    def precedence(self):
         if self.op == "constant":
             value = self.parts[0]
-            return PLAIN if isinstance(value, str) or value >= 0 and is_integer(value) else PRODUCT
+            return ATOM if isinstance(value, str) or value >= 0 and is_integer(value) else PRODUCT
         return {"**": POWER, "*": PRODUCT, "/": PRODUCT}.get(self.op, SUM)
 
     def signed_terms(self):
-        """[(sign, term)] of a sum; sums within it are taken apart, differences are not."""
+        """[(sign, term)] of a sum; nested sums are flattened, nested differences are not."""
         if self.op == "+":
             return [pair for part in self.parts for pair in part.signed_terms()]
         if self.op == "negative":
@@ -46,9 +46,9 @@ class Expression:
         return [(1, self)]
 
     def __str__(self):
-        def shown(part, tight):
-            """In brackets if it binds more weakly than this operation, or (tight) as weakly."""
-            return f"({part})" if part.binding() > self.binding() - tight else str(part)
+        def shown(part, strict):
+            """In brackets if its precedence is weaker than this operation's; strict: also if it is equal."""
+            return f"({part})" if part.precedence() > self.precedence() - strict else str(part)
 
         if self.op == "constant":
             return str(self.parts[0])
@@ -65,7 +65,7 @@ class Expression:
 
 
 def monomial(c, variables, powers):
-    """c x**m y**n without what need not be written: no factor 1, no power 0 or 1."""
+    """c x**m y**n without factors 1 and powers 0 and 1."""
     factors = [x if n == 1 else Expression("**", x, n) for x, n in zip(variables, powers) if n]
     if not factors or abs(c) != 1:
         factors.insert(0, abs(c))
@@ -75,20 +75,23 @@ def monomial(c, variables, powers):
 
 
 def sum_of(dice, terms, variables):
-    """The Expression of {powers: coefficients}, every coefficient a term of its own, shuffled."""
+    """The sum of {powers: coefficients} as an Expression with one term per coefficient, shuffled."""
     monomials = [monomial(c, variables, powers) for powers, several in terms.items() for c in several]
     dice.shuffle(monomials)
     return Expression("+", *monomials)
 
 
 def linear_system(dice, names, values, entropy, needs_constants):
-    """As many equations as names, with these values as their only solution; each is an Expression left - right."""
+    """One or two equations in as many unknowns `names`, with `values` as the only solution.
+
+    Each equation is an Expression left - right. needs_constants: at least one equation contains a number.
+    """
     n, share = len(names), dice.uniform(1 / 3, 2 / 3)
     entropies = [max(1, e) for e in dice.shares(entropy * share, [1] * n * n)]
     while True:
         m = [dice.integer(e) for e in entropies]                     # the matrix, row by row
         if n == 1 and m[0] or n == 2 and m[1] and m[3] and m[0] * m[3] != m[1] * m[2]:
-            break                                                    # a row with a zero at b would give a away
+            break                                                    # without b, a row would already determine a
     flat = [*m, *(sum(c * v for c, v in zip(m[i * n:], values)) for i in range(n))]
     while True:
         low = sum(c != 0 for c in flat) + 1
@@ -123,12 +126,12 @@ def arithmetic(dice, value, entropy):
 
 
 def log_trees(n):
-    """log10 of the number of binary trees with n inner nodes: so many expressions look alike."""
+    """log10 of the number of binary trees with n inner nodes: the entropy of an expression's form."""
     return sum(math.log10((n + k) / k) for k in range(2, n + 1))
 
 
 def operation(dice, value, count, entropy):
-    """An Expression of `count` operations with this value; a fraction needs at least one."""
+    """An Expression of `count` operations with this value; for a fraction `count` is at least 1."""
     if count == 0:
         return Expression("constant", value)
     own, entropy = entropy / count, entropy - entropy / count
@@ -173,12 +176,15 @@ def operation(dice, value, count, entropy):
 
 
 def with_brackets(dice, x, degree, entropy, length, brackets=True):
-    """A sum or product of polynomials of about `length` terms in all, and the grid that it equals."""
+    """-> an Expression, a sum or product of polynomials with about `length` terms in all, and its polynomial.
+
+    brackets: False allows a single polynomial, without brackets.
+    """
     if brackets:
         length = max(2, length)
     elif length < 2 or dice.random() < 0.5:
-        grid = dice.grid([degree], entropy / 2, max_terms=length)
-        return sum_of(dice, dice.spread(grid, entropy / 2, length), [x]), grid
+        poly = dice.polynomial([degree], entropy / 2, max_terms=length)
+        return sum_of(dice, dice.spread(poly, entropy / 2, length), [x]), poly
     n = dice.randint(1, length - 1)
     left_share, right_share = dice.shares(entropy, [n, length - n])
     if dice.random() < 0.5:
@@ -188,16 +194,16 @@ def with_brackets(dice, x, degree, entropy, length, brackets=True):
             if dice.random() < 0.5:
                 left, right = right, left
             total = algebra.add(f, g)
-            if algebra.degree(total) == degree:                      # else the highest powers cancel: again
+            if algebra.degree(total) == degree:                      # else the highest powers cancel: draw again
                 return Expression("+", left, right), total
-    # the degree of a factor, rather between 0 and that of the product than at the ends
+    # the degree of the first factor: more often strictly between 0 and `degree` than one of the two
     d = dice.randint(0, degree) if degree <= 1 or dice.random() < 0.5 else dice.randint(1, degree - 1)
     factors = []
     for its_degree, share, its_length in ((d, left_share, n), (degree - d, right_share, length - n)):
         while True:
-            factor, grid = with_brackets(dice, x, its_degree, share, its_length, False)
-            if its_degree or any(grid.values()):                     # not 0
+            factor, poly = with_brackets(dice, x, its_degree, share, its_length, False)
+            if its_degree or any(poly.values()):                     # not 0
                 break
-        factors.append((factor, grid))
+        factors.append((factor, poly))
     (left, f), (right, g) = factors
     return Expression("*", left, right), algebra.multiply(f, g)

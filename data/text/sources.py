@@ -1,12 +1,12 @@
-"""The texts that a language model can learn from, piece by piece and document by document; data/tokens.py reads them.
+"""The texts that --data can name, read in pieces, document by document.
 
-    torch         the Python source of the installed torch (nn, optim, distributions): real text with real structure, no
-                  download, the same bytes on every system once line ends are made equal
+    torch         the Python source of the installed torch (nn, optim, distributions): real text, no download. With line
+                  ends normalised, the bytes are the same on every system
     shakespeare   1.1 MB of plays (Karpathy, 2015)
     tinystories   2.1 million short stories, 1.9 GB (Eldan and Li, 2023)
     a path        of a UTF-8 file, whose last tenth is for validation, or of a folder with train and validation files
 
-A line `<|endoftext|>` ends a document. (FineWeb-Edu, which comes as tokens, is read by data/fineweb.py.)
+A line `<|endoftext|>` ends a document. FineWeb-Edu is published as tokens: see data/text/fineweb.py.
 """
 import codecs
 import hashlib
@@ -19,7 +19,7 @@ import torch
 
 from data.download import DownloadError, download
 
-# the corpus of torch 2.13.0: 206 files, 2,762,907 bytes. Losses compare only between equal corpora.
+# SHA-256 of the corpus of torch 2.13.0: 206 files, 2,762,907 bytes. Losses on different corpora are not comparable.
 REFERENCE = "95eca13a947106fbca1b86853191f2dfc8bcf5809cfd1d96cf63bfb04ce36826"
 SHAKESPEARE = dict(url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
                    size=1_115_394, sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")
@@ -30,11 +30,11 @@ TINYSTORIES = {
     "TinyStories-valid.txt": dict(
         size=19_447_282, sha256="94e431816c4cce81ff71e4408ff8d3bda9a42e8d2663986697c3954288cb38b4")}
 END = re.compile(r"\s*<\|endoftext\|>\s*")
-# Where a long text may be cut: at the start of a document, after a single line break between a visible character and a
-# letter or digit, or before a single space between letters or digits. None of tiktoken's encodings has a token that
-# reaches across, so the tokens are those of the whole.
+# Positions where a long text can be cut before it is tokenised: at the start of a document, after a single line break
+# between a visible character and a letter or digit, or before a single space between letters or digits. No token of
+# tiktoken's encodings extends across these positions, so the pieces have the same tokens as the whole text.
 CUT = re.compile(r"<\|endoftext\|>\s*(?=\S)|(?<=\S\n)(?=\w)|(?<=\w)(?= \w)")
-CHUNK = 1 << 18                                # bytes in a piece
+CHUNK = 1 << 18                                # bytes read at a time
 
 
 @dataclass
@@ -48,19 +48,19 @@ class Part:
         return self.end - self.begin
 
     def blocks(self):
-        """Its bytes, in order, a block at a time."""
+        """Yields its bytes in order, in blocks."""
         left = len(self)
         with io.BytesIO(self.source) if isinstance(self.source, bytes) else open(self.source, "rb") as file:
             file.seek(self.begin)
             while left:
                 block = file.read(min(CHUNK, left))
                 if not block:
-                    raise ValueError(f"{self.source} became shorter while it was read")
+                    raise ValueError(f"{self.source} became shorter while it was being read")
                 left -= len(block)
                 yield block
 
     def identity(self):
-        """What tells it from another part, or from itself after a change, without reading it."""
+        """A value that differs for other parts and after a change. Of a file without reading it."""
         if isinstance(self.source, bytes):
             return hashlib.sha256(self.source).hexdigest()
         stat = self.source.stat()
@@ -68,10 +68,10 @@ class Part:
 
 
 def find(data, data_dir, first_mb=None):
-    """-> a name, the part to learn from, the part to validate on, of the text that --data names; fetches it if need be.
+    """-> a name, the training part and the validation part of the text that --data names, downloaded if necessary.
 
-    first_mb: of the part to learn from only the first megabytes (10^6 bytes), up to the end of a document.
-    Raises ValueError for what is no text or no place of one, OSError for what cannot be read or fetched.
+    first_mb: only the first megabytes (10^6 bytes) of the training part, up to the end of a document.
+    Raises ValueError if there is no such text, OSError (DownloadError) if it cannot be read or downloaded.
     """
     path = Path(data).expanduser()
     try:
@@ -89,12 +89,12 @@ def find(data, data_dir, first_mb=None):
             raise ValueError(f"no file {data}: --data takes torch, shakespeare, tinystories, fineweb, the path of a "
                              f"text file, or a folder with *train*.txt and *val*.txt")
     except DownloadError as error:
-        raise DownloadError(f"{error}; or give a text that you have: --data=FILE") from None
+        raise DownloadError(f"{error}; or give a text file of your own: --data=FILE") from None
     return name, (first(train, first_mb * 10 ** 6) if first_mb else train), val
 
 
 def torch_source():
-    """The source files in order of their relative paths -> training bytes, validation bytes (every tenth file)."""
+    """-> training bytes and validation bytes (every tenth file), of the files in the order of their relative paths."""
     root = Path(torch.__file__).parent
     names = sorted(path.relative_to(root).as_posix() for part in ("nn", "optim", "distributions")
                    for path in (root / part).rglob("*.py"))
@@ -104,7 +104,7 @@ def torch_source():
 
 
 def tinystories(folder, first_mb):
-    """Both files; of the training file only so much is fetched as is read, unless all of it is there."""
+    """-> the parts of both files. With first_mb only the start of the training file is downloaded."""
     train, val = TINYSTORIES
     val = download(f"{STORIES}/{val}", folder / val, **TINYSTORIES[val])
     if not first_mb or first_mb * 10 ** 6 >= TINYSTORIES[train]["size"] or (folder / train).exists():
@@ -115,13 +115,13 @@ def tinystories(folder, first_mb):
 
 
 def has_an_end(path):
-    with open(path, "rb") as file:                                     # no story is so long
-        if b"<|endoftext|>" not in file.read(10 ** 5):
+    with open(path, "rb") as file:
+        if b"<|endoftext|>" not in file.read(10 ** 5):                 # every story is shorter
             raise ValueError("no <|endoftext|> in its first 100,000 bytes")
 
 
 def first(part, n_bytes):
-    """The first n_bytes of a text: up to the last end of a document in them, or else to the start of a character."""
+    """The first n_bytes of a text, cut at the last end of a document; if there is none, between two characters."""
     if n_bytes > len(part):
         return part
     cut = part.begin + n_bytes
@@ -131,7 +131,7 @@ def first(part, n_bytes):
 
 
 def character_start(part, at):
-    """The first byte from `at` on that begins a character: 10xxxxxx goes on with one."""
+    """The first position from `at` on where a UTF-8 character begins: not at a continuation byte 10xxxxxx."""
     following = next(Part(part.source, at, part.end).blocks(), b"")[:4]
     return at + next((i for i, byte in enumerate(following) if byte & 0xC0 != 0x80), 0)
 
@@ -139,7 +139,7 @@ def character_start(part, at):
 def only(folder, pattern):
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
-        raise ValueError(f"{folder} has {len(found)} files {pattern}, and must have one")
+        raise ValueError(f"{folder} has {len(found)} files {pattern}, but must have exactly one")
     return found[0]
 
 
@@ -148,27 +148,27 @@ def whole(path):
 
 
 def split(path):
-    """The first nine tenths of a file and the last one, cut at the start of a character."""
+    """The first nine tenths and the last tenth of a file, cut between two characters."""
     size = path.stat().st_size
     cut = character_start(whole(path), size * 9 // 10)
     return Part(path, 0, cut), Part(path, cut, size)
 
 
-def pieces(part, seen=lambda block: None):
-    """Yields the text piece by piece, and None where a document ends; `seen` is called with all bytes, block by block.
+def pieces(part, on_block=lambda block: None):
+    """Yields the text in pieces, and None where a document ends. Calls on_block with each block of bytes read.
 
-    Raises ValueError if the text is not UTF-8. The white space around <|endoftext|> is no part of the documents.
+    Raises ValueError if the text is not UTF-8. The white space around <|endoftext|> does not belong to the documents.
     """
     decoder, text, read = codecs.getincrementaldecoder("utf-8")(), "", part.begin
     for block in part.blocks():
-        begun = read - len(decoder.getstate()[0])                     # where the bytes begin that are decoded now
+        first = read - len(decoder.getstate()[0])                     # position of the first byte not yet decoded
         read += len(block)
         try:
             text += decoder.decode(block, final=read == part.end)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{part.source} is not UTF-8 text: byte {begun + error.start} is "
+            raise ValueError(f"{part.source} is not UTF-8 text: byte {first + error.start} is "
                              f"0x{error.object[error.start]:02x}; convert it first") from None
-        # only near the end: what had no cut before has none now, and need not be searched again
+        # search only near the end: the rest was searched before and has no cut
         cuts = [match.end() for match in CUT.finditer(text, len(text) - 4096)]
         cut = len(text) if read == part.end else max(cuts, default=0)
         for i, document in enumerate(END.split(text[:cut])):
@@ -177,4 +177,4 @@ def pieces(part, seen=lambda block: None):
             if document:
                 yield document
         text = text[cut:]
-        seen(block)
+        on_block(block)

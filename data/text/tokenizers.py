@@ -1,9 +1,10 @@
-"""Text to tokens and back: bytes, characters, or the byte pairs of tiktoken (GPT-2's and its successors').
+"""Text to tokens and back: bytes, characters, or the byte pairs of tiktoken (GPT-2 and its successors).
 
     tokenizer = load_tokenizer("gpt2")
-    tokenizer.decode(tokenizer.encode("Once upon a time"))              # b"Once upon a time": tokens are parts of bytes
+    tokenizer.decode(tokenizer.encode("Once upon a time"))              # b"Once upon a time"
 
-`end` is the token that stands between documents. Bytes and characters use NUL for it, which no text contains.
+decode returns bytes, because a token can be a part of a character. `end` is the token between documents: for bytes and
+characters it is NUL, which no text contains.
 """
 import difflib
 import os
@@ -15,11 +16,11 @@ import tiktoken
 
 
 class Bytes:
-    """A token is a byte of UTF-8: 256 of them, for any language, without a vocabulary to learn or to fetch."""
+    """A token is a byte of UTF-8. There are 256, for any language, and no vocabulary to download."""
     name, vocab_size, end = "bytes", 256, 0
 
     def encode(self, text):
-        return list(text.encode("utf-8", "surrogateescape"))           # what a terminal sends need not be UTF-8
+        return list(text.encode("utf-8", "surrogateescape"))           # input from a terminal can be invalid UTF-8
 
     def encode_batch(self, texts):
         return [np.frombuffer(text.encode(), np.uint8) for text in texts]
@@ -29,7 +30,7 @@ class Bytes:
 
 
 class Characters:
-    """A token is one of the characters of `alphabet`, a string without repetition, as in nanoGPT's Shakespeare."""
+    """A token is a character of `alphabet`, a string of different characters, as in nanoGPT's Shakespeare."""
     name = "chars"
 
     def __init__(self, alphabet):
@@ -51,14 +52,14 @@ class Characters:
 
 
 class BytePairs:
-    """A token is a frequent sequence of bytes (Sennrich et al., 2016), by one of tiktoken's encodings."""
+    """A token is a frequent sequence of bytes (Sennrich et al., 2016), as defined by one of tiktoken's encodings."""
 
     def __init__(self, encoding):
         self.encoding, self.name = encoding, encoding.name
         self.vocab_size, self.end = encoding.n_vocab, encoding.eot_token
 
     def encode(self, text):
-        return self.encoding.encode_ordinary(text)                     # "<|endoftext|>" in a text is text
+        return self.encoding.encode_ordinary(text)                     # "<|endoftext|>" in a text is ordinary text
 
     def encode_batch(self, texts):
         return self.encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count())
@@ -69,14 +70,15 @@ class BytePairs:
     def bytes_of(self, token):
         try:
             return self.encoding.decode_single_token_bytes(token)
-        except KeyError:                       # the numbers have gaps in cl100k_base and its successors
+        except KeyError:                       # in cl100k_base and later encodings some numbers are unused
             return "\ufffd".encode()
 
 
 def load_tokenizer(name, data_dir="data/cache", alphabet=""):
-    """"bytes", "chars" (over the string `alphabet`), or one of tiktoken's encodings, whose files come into data_dir.
+    """The tokenizer "bytes", "chars" (with the characters of `alphabet`), or one of tiktoken's encodings.
 
-    Raises ValueError, in one line, for an unknown name or files that cannot be had.
+    The files of an encoding are downloaded to data_dir. Raises ValueError, one line, for an unknown name, or if the
+    files cannot be downloaded.
     """
     if name == "bytes":
         return Bytes()
@@ -87,11 +89,11 @@ def load_tokenizer(name, data_dir="data/cache", alphabet=""):
         near = difflib.get_close_matches(name, known, 1)
         raise ValueError(f"tokenizer={name}: choose from {', '.join(known)}"
                          + (f"; did you mean {near[0]}?" if near else ""))
-    # tiktoken's own default is a temporary folder, which is empty again after the next start of the machine
+    # tiktoken's default is a temporary folder, which is emptied when the machine restarts
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(Path(data_dir) / "tiktoken"))
     try:
         return BytePairs(tiktoken.get_encoding(name))
     except requests.RequestException as error:
         url = getattr(error.request, "url", "its host")
-        raise ValueError(f"could not fetch the tokenizer {name} from {url}: connect once, or set TIKTOKEN_CACHE_DIR to "
-                         f"a folder that has its files; to learn from a text without it: --tokenizer=bytes") from None
+        raise ValueError(f"could not download the tokenizer {name} from {url}: connect to the network once, or set "
+                         f"TIKTOKEN_CACHE_DIR to a folder with its files, or give --tokenizer=bytes") from None

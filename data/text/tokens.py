@@ -1,10 +1,10 @@
-"""Text as tokens on disk: made once, then mapped into memory, so that a corpus may be larger than that.
+"""The tokens of a text: made once, stored on disk and memory-mapped, so that a corpus can be larger than the memory.
 
     corpus = load("tinystories", "gpt2", "data/cache")
     x, y = corpus.train.windows(starts, length)                        # inputs and next tokens, (N, length) each
 
-A corpus gets its folder's name when it is whole: what a kill leaves behind is called .part, and is made anew. Two
-processes that want the same corpus wait for each other.
+The tokens are written to a folder `<name>.part`, which is renamed when they are complete. After a kill they are made
+again from the start. A lock keeps two processes from making the same tokens at the same time.
 """
 import hashlib
 import json
@@ -18,19 +18,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.text import fineweb
-
-from data.text import sources as text
-from data.download import locked
+from data.text import fineweb, sources
 from data.text.tokenizers import load_tokenizer
+from toolbox.files import locked
 
-BATCH = 1 << 22                                # characters that are encoded at a time
+BATCH = 1 << 22                                # characters encoded at a time
 FILES = "train.bin", "val.bin"
-VERSION = 1                                    # of the tokens on disk: to be raised when other code would write others
+VERSION = 1                                    # of the tokens on disk: increase it when new code writes other tokens
 
 
 class Tokens:
-    """One long row of tokens, in one array or in several, one behind the other."""
+    """A sequence of tokens, stored in one array or in several consecutive ones."""
 
     def __init__(self, *arrays):
         self.arrays, lengths = arrays, [len(array) for array in arrays]
@@ -41,12 +39,12 @@ class Tokens:
         return int(self.ends[-1])
 
     def __getitem__(self, part):
-        """A slice with start and stop, as an array of integers."""
+        """tokens[start:stop] -> an array of integers."""
         return np.concatenate([array[max(part.start - begin, 0):part.stop - begin] for array, begin, end
                                in zip(self.arrays, self.begins, self.ends) if part.start < end and begin < part.stop])
 
     def windows(self, starts, length):
-        """Inputs x and next tokens y, (N, length) int64 each; beyond the last token y is -1, which does not count."""
+        """-> inputs x and next tokens y, int64 (N, length). After the last token y is -1, which the loss ignores."""
         rows = np.full((len(starts), length + 1), -1, np.int64)
         for row, start in zip(rows, starts.tolist()):
             window = self[start:start + length + 1]
@@ -60,97 +58,98 @@ class Corpus:
     name: str
     train: Tokens
     val: Tokens
-    tokenizer: object                          # one of data.tokenizers
-    facts: dict                                # what describes it in a run's record
+    tokenizer: object                          # Bytes, Characters or BytePairs: see data/text/tokenizers.py
+    facts: dict                                # what a run's config.json says about its data: plain Python values
 
     def __post_init__(self):
         self.facts = {"data": self.name, "tokenizer": self.tokenizer.name, "train_tokens": len(self.train),
                       "val_tokens": len(self.val), **self.facts}
 
     def check(self, length):
-        """Raises ValueError if a part is shorter than one context."""
+        """Raises ValueError if a part is too short for one window of `length` tokens and the token after it."""
         for name, part in (("training", self.train), ("validation", self.val)):
             if len(part) <= length:
-                raise ValueError(f"{self.name}: the {name} part has {len(part):,} tokens, less than one context and "
-                                 f"its next token ({length + 1}): give more text, or a smaller --max_len")
+                raise ValueError(f"{self.name}: the {name} part has {len(part):,} tokens, less than one context "
+                                 f"and its next token ({length + 1}): give more text, or a smaller --max_len")
 
     def describe(self):
-        """What is read, and a warning where its losses cannot be compared with the README's."""
-        whole = "bytes" in self.facts                                  # of shards only their beginnings were looked at
+        """A line about the corpus, and a warning if its losses cannot be compared with the published ones."""
+        complete = "bytes" in self.facts                               # of shards only the beginnings were read
         line = (f"data: {self.name}, {len(self.train):,} + {len(self.val):,} tokens ({self.tokenizer.name}, "
                 f"{self.facts['bytes_per_token']:.2f} bytes each"
-                + ("), SHA-256" if whole else ", by the first 10 million of the latter), checksum of the beginnings")
+                + ("), SHA-256" if complete else " in the first 10 million validation tokens), checksum of the shards")
                 + f" {self.facts['sha256'][:16]}...")
-        if self.name == "torch" and self.facts["sha256"] != text.REFERENCE:
+        if self.name == "torch" and self.facts["sha256"] != sources.REFERENCE:
             line += (f"\n      not the corpus of torch 2.13.0 (this is torch {torch.__version__}): "
-                     f"its losses do not compare with the README's")
+                     f"losses are not comparable with the README's")
         return line
 
 
 def load(data, tokenizer, data_dir, *, first_mb=None, n_shards=None):
-    """The Corpus that --data names: see data/text.py and data/fineweb.py.
+    """-> the Corpus that --data names: see data/text/sources.py and data/text/fineweb.py.
 
-    tokenizer: see data/tokenizers.py; "auto" is gpt2 for tinystories and fineweb, else bytes.
-    first_mb: of a text; n_shards: of fineweb. Raises ValueError or OSError in one line.
+    tokenizer: see data/text/tokenizers.py; "auto" is gpt2 for tinystories and fineweb, else bytes.
+    first_mb: only the first megabytes of a training text; n_shards: only so many training shards of fineweb.
+    Raises ValueError or OSError, one line.
     """
-    if fineweb.is_meant(data):
+    if fineweb.is_fineweb(data):
         if tokenizer not in ("auto", "gpt2"):
-            raise ValueError(f"tokenizer={tokenizer}: {data} comes as tokens of gpt2")
+            raise ValueError(f"tokenizer={tokenizer}: {data} is published as tokens of gpt2")
         if first_mb:
-            raise ValueError(f"first_mb={first_mb}: it is for texts; of {data} give --n_shards")
+            raise ValueError(f"first_mb={first_mb}: only for texts; for {data} give --n_shards")
         tokenizer = load_tokenizer("gpt2", data_dir)
         name, paths = fineweb.find(data, data_dir, n_shards)
         train, val = Tokens(*map(fineweb.read, paths[1:])), Tokens(fineweb.read(paths[0]))
-        # bytes per token, measured on the first ten million validation tokens; the ends of documents count as 0
+        # measured on the first ten million validation tokens; a token between documents stands for 0 bytes
         sizes = np.array([len(tokenizer.decode([i])) if i != tokenizer.end else 0 for i in range(tokenizer.vocab_size)])
         sample = val[0:10 ** 7]
-        facts = {"bytes_per_token": sizes[sample].sum() / len(sample), "sha256": fineweb.identity(paths)}
+        facts = {"bytes_per_token": float(sizes[sample].mean()), "sha256": fineweb.identity(paths)}
         return Corpus(name, train, val, tokenizer, facts)
     if n_shards:
-        raise ValueError(f"n_shards={n_shards}: it is for --data=fineweb")
+        raise ValueError(f"n_shards={n_shards}: only for --data=fineweb")
     if tokenizer == "auto":
         tokenizer = "gpt2" if data == "tinystories" else "bytes"
-    # first of all: without a tokenizer nothing need be downloaded. That of characters is made from the text
+    # before the text is downloaded, so that an error here comes first; "chars" needs the text's alphabet
     tokenizer = None if tokenizer == "chars" else load_tokenizer(tokenizer, data_dir)
-    name, *parts = text.find(data, data_dir, first_mb)
+    name, *parts = sources.find(data, data_dir, first_mb)
     identity = [part.identity() for part in parts]
     text_and_how = json.dumps([VERSION, tokenizer.name if tokenizer else "chars", *identity])
     key = f"{name}-{hashlib.sha256(text_and_how.encode()).hexdigest()[:12]}"
     folder = Path(data_dir) / "tokens" / re.sub(r"[^\w.-]+", "_", key)
     if not folder.exists():
         with locked(folder.parent):
-            if not folder.exists():                                    # else made by the process we waited for
+            if not folder.exists():                                    # else another process has made them meanwhile
                 tokenise(name, parts, tokenizer or load_tokenizer("chars", alphabet=alphabet(parts)), folder, identity)
-    return mapped(name, folder, tokenizer)
+    return open_corpus(name, folder, tokenizer)
 
 
 def alphabet(parts):
-    """All characters that occur, in order; NUL among them if a document ends somewhere."""
+    """All characters that occur, sorted; with NUL, the token between documents, if there is more than one."""
     found = set()
     for part in parts:
-        for piece in text.pieces(part):
+        for piece in sources.pieces(part):
             found.update(piece or "\0")
     return "".join(sorted(found))
 
 
 def tokenise(name, parts, tokenizer, folder, identity):
-    """Writes the tokens of both parts, and meta.json, into `folder`, which is there when they are whole.
+    """Writes the tokens of both parts, and meta.json, into the new `folder`.
 
-    Raises ValueError if in the end the parts are not those of which `identity` was taken: a file was changed meanwhile.
+    Raises ValueError if a file changes meanwhile: `identity` is that of the parts at the start.
     """
     temporary = folder.with_name(folder.name + ".part")
-    shutil.rmtree(temporary, ignore_errors=True)                       # left by a process that was killed
+    shutil.rmtree(temporary, ignore_errors=True)                       # left over from a process that was killed
     temporary.mkdir()
     dtype = "uint16" if tokenizer.vocab_size <= 2 ** 16 else "uint32"
     digest, counts = hashlib.sha256(), {}
     with tqdm(total=sum(map(len, parts)), desc=f"{name} to tokens", unit="B", unit_scale=True, disable=None) as bar:
-        def seen(block):
+        def on_block(block):
             digest.update(block)
             bar.update(len(block))
         for file, part in zip(FILES, parts):
-            counts[file] = write_tokens(text.pieces(part, seen), tokenizer, temporary / file, dtype)
+            counts[file] = write_tokens(sources.pieces(part, on_block), tokenizer, temporary / file, dtype)
     if [part.identity() for part in parts] != identity:
-        raise ValueError(f"{name} changed while it became tokens: start again when it is written")
+        raise ValueError(f"{name} changed while it was being read: start again when it is complete")
     meta = {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest(), "dtype": dtype, "tokens_and_bytes": counts,
             "alphabet": getattr(tokenizer, "alphabet", None)}
     (temporary / "meta.json").write_text(json.dumps(meta))
@@ -158,7 +157,7 @@ def tokenise(name, parts, tokenizer, folder, identity):
 
 
 def write_tokens(pieces, tokenizer, path, dtype):
-    """-> the number of tokens, and of the bytes of text that they stand for."""
+    """-> the number of tokens written, and the number of bytes of their text."""
     n_tokens = n_bytes = 0
     with open(path, "wb") as file:
         for batch in batches(pieces):
@@ -172,7 +171,7 @@ def write_tokens(pieces, tokenizer, path, dtype):
 
 
 def batches(pieces):
-    """Lists of pieces, of BATCH characters or a little more together: enough to occupy all cores."""
+    """Yields lists of pieces with a total of BATCH characters or a little more: enough work for all cores."""
     batch, size = [], 0
     for piece in pieces:
         batch.append(piece)
@@ -183,17 +182,17 @@ def batches(pieces):
     yield batch
 
 
-def mapped(name, folder, tokenizer):
-    """The Corpus in a folder of `tokenise`; its arrays stay on the disk until they are read."""
+def open_corpus(name, folder, tokenizer):
+    """The Corpus in a folder written by tokenise, with memory-mapped arrays."""
     meta = json.loads((folder / "meta.json").read_text())
     tokenizer = tokenizer or load_tokenizer("chars", alphabet=meta["alphabet"])
     parts = []
     for file, (n_tokens, _) in meta["tokens_and_bytes"].items():
         if (folder / file).stat().st_size != n_tokens * np.dtype(meta["dtype"]).itemsize:
-            raise ValueError(f"{folder / file} is damaged: delete {folder} to have it made again")
-        # an empty file cannot be mapped
+            raise ValueError(f"{folder / file} is damaged: delete {folder} and start again")
+        # an empty file cannot be memory-mapped
         parts.append(Tokens(np.memmap(folder / file, meta["dtype"], "r") if n_tokens else np.empty(0, meta["dtype"])))
-    n_tokens, n_bytes = meta["tokens_and_bytes"]["val.bin"]            # the loss is of these
+    n_tokens, n_bytes = meta["tokens_and_bytes"]["val.bin"]            # of the part that the validation loss is of
     facts = {"bytes": meta["bytes"], "sha256": meta["sha256"], "bytes_per_token": n_bytes / max(1, n_tokens)}
     if meta["alphabet"]:
         facts["alphabet"] = meta["alphabet"]
@@ -201,19 +200,20 @@ def mapped(name, folder, tokenizer):
 
 
 def random_starts(n_tokens, length, n):
-    """Where n random windows of `length` tokens, and a next one, begin."""
+    """The first positions of n random windows of `length` tokens, each followed by at least one more token."""
     return torch.randint(n_tokens - length, (n,))
 
 
 def fixed_starts(n_tokens, length, at_most=None):
-    """Where windows of `length` tokens begin that cover a text without overlap, the same in every evaluation.
+    """The first positions of consecutive windows of `length` tokens without overlap: the same in every evaluation.
 
-    at_most: only so many whole ones, evenly over the text; None: all of it, up to a last one that may be shorter.
+    at_most: only this many full windows, evenly distributed; None: the whole text, with a last window that can be
+    shorter.
     """
     starts = torch.arange(0, n_tokens - 1, length)
     if at_most is None:
         return starts
-    starts = starts[:(n_tokens - 1) // length]                         # those that are whole
+    starts = starts[:(n_tokens - 1) // length]                         # full windows
     if len(starts) > at_most:
         starts = starts[torch.linspace(0, len(starts) - 1, at_most).round().long()]
     return starts

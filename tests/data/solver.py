@@ -3,10 +3,10 @@
     >>> solve("polynomials__add", "Let f(x) = 2*x + 1. Let c be f(3). What is c*f(k) - 7?")
     '14*k'
 
-A generator of questions starts from the answer; a test that asked it for the answer would test nothing. So this file
-knows only a question's text: regular expressions that match whole sentences, Python's `ast` for the expressions in
-them, SymPy's sparse polynomials over the rationals for the algebra. A sentence that is not word for word one of the
-benchmark's, with the spaces of its expressions in the right places, is a ValueError.
+The generator starts from the answer, so its own answers prove nothing. This file uses only the text of a question:
+regular expressions for whole sentences, Python's `ast` for the expressions in them, and SymPy's sparse polynomials over
+the rationals for the algebra. A sentence that is not exactly one of the benchmark's, including the spaces in its
+expressions, is a ValueError.
 """
 import ast
 import operator
@@ -18,13 +18,13 @@ from sympy.polys.rings import PolyElement, ring
 
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
-# An expression E is words with " + " or " - " between them; within a word, a minus is only ever a sign: "(-3)/9*-2".
-# The rest of its grammar is left to Python's.
+# An expression E is words separated by " + " or " - "; a minus inside a word is always a sign: "(-3)/9*-2".
+# Python's parser checks the rest of the grammar.
 INT = r"(?<!\d)(?:0|[1-9]\d*)(?!\d)"
 WORD = rf"(?:{INT}|[a-z*/()]|(?<=[ (*])-)+(?<![*/(])"
 KINDS = {"E": rf"({WORD}(?: [-+] {WORD})*)", "V": "([a-z])", "NTH": "(first|second|third)",
          "TERMS": rf"(-?{INT}(?:, -?{INT})+)"}
-TIMES = {None: 0, "": 1, "first": 1, "second": 2, "third": 3}       # how often NTH, or an empty group, differentiates
+TIMES = {None: 0, "": 1, "first": 1, "second": 2, "third": 3}       # number of differentiations, by NTH or an empty group
 
 
 def _compile(*sentences):
@@ -38,17 +38,17 @@ DERIVATIVE = _compile(r"Find the NTH derivative of E(?: wrt V)?\.", r"What is th
                       r"Differentiate() E(?: (?:wrt|with respect to) V)?\.")
 EXPAND = _compile(r"Expand E\.")
 COMBINE = _compile(r"Calculate E\.", r"Give E\.", r"Determine E\.", r"What is E\?")
-# The statements that come before COMBINE; the text is cut at their full stops.
+# The statements before COMBINE; the text is split at their full stops.
 LET_FUNCTION = _compile(r"Let V\(V\) (?:=|be the NTH derivative of) E")
 LET_NUMBER = _compile(r"Let V (?:=|be) E")
 SUPPOSE = _compile(r"Suppose E = E", r"Suppose E = E, E = E")
 
 
 def solve(module, question):
-    """The right answer to a question, in exactly the benchmark's spelling.
+    """The correct answer to a question, written exactly as in the benchmark.
 
-    module: "algebra__linear_1d" or another of SOLVERS; question: its text, one line without the line break.
-    Raises ValueError for text that is not understood, and for a question that has no answer or more than one.
+    module: one of SOLVERS; question: its text. Raises ValueError for text that cannot be parsed, and for a question
+    without a unique answer.
     """
     if module not in SOLVERS:
         raise ValueError(f"no module {module!r}; there are {', '.join(SOLVERS)}")
@@ -67,8 +67,10 @@ def _linear_1d(question):
 
 
 def _sequence_next_term(question):
-    """The polynomial of lowest degree through the terms has a constant last row of differences, so its next value is
-    the sum of the last entries of all rows."""
+    """The next value of the polynomial of lowest degree through the terms.
+
+    Its last row of differences is constant, so the value is the sum of the last entries of all rows.
+    """
     terms, = _match(NEXT, question)
     row, following = [int(term) for term in terms.split(", ")], 0
     while row:
@@ -90,9 +92,9 @@ def _expand(question):
 
 
 def _add(question):
-    """Statements define numbers and functions, in any order: each waits until the letters that it uses are known."""
+    """Statements define numbers and functions in any order: each is read when all letters that it uses are known."""
     *waiting, question = question.split(". ")
-    numbers, functions = {}, {}                 # letter -> number; letter -> polynomial in a generator of its own
+    numbers, functions = {}, {}                 # letter -> number; letter -> polynomial in its own ring
     while waiting:
         still_waiting = []
         for statement in waiting:
@@ -118,7 +120,7 @@ SOLVERS = {"algebra__linear_1d": _linear_1d, "algebra__sequence_next_term": _seq
 # ---- their parts
 
 def _match(patterns, text):
-    """The groups of the first pattern that matches all of the text."""
+    """The groups of the first pattern that matches the whole text."""
     for pattern in patterns:
         if match := pattern.fullmatch(text):
             return match.groups()
@@ -126,7 +128,7 @@ def _match(patterns, text):
 
 
 def _read_statement(statement, numbers, functions):
-    """What a statement defines: letter -> number, or function. None if it uses letters that are not known yet."""
+    """{letter: number or function} that a statement defines. None if it uses letters that are not known yet."""
     known = set(numbers) | set(functions)
     if statement.startswith("Suppose "):
         sides = _match(SUPPOSE, statement)
@@ -145,7 +147,7 @@ def _read_statement(statement, numbers, functions):
 
 
 def _solve_equations(sides, unknown, numbers, functions):
-    """One or two linear equations (sides: left, right, left, right) in as many unknown letters, by Cramer's rule."""
+    """Solves one or two linear equations (sides: left, right, left, right) in as many unknowns, by Cramer's rule."""
     if len(sides) != 2 * len(unknown):
         raise ValueError(f"{len(sides) // 2} equation(s) for the unknown letters {unknown}")
     gens, rows = _gens(unknown), []
@@ -169,12 +171,12 @@ def _differentiated(polynomial, gen, nth):
 
 
 def _polynomial(text, gens, numbers={}, functions={}):
-    """An expression as an element of the ring of gens, which hide numbers of the same name, as arguments do."""
+    """An expression as an element of the ring of `gens`. A generator takes precedence over a number of the same name."""
     return next(iter(gens.values())).ring(_evaluate(text, numbers | gens, functions))
 
 
 def _evaluate(text, names, functions):
-    """The value of an expression, an int or an element of QQ or of a ring. names: letter -> such a value."""
+    """The value of an expression: an int, or an element of QQ or of a ring. names: {letter: such a value}."""
     def value(node):
         match node:
             case ast.Constant(value=int(number)):
@@ -195,7 +197,7 @@ def _evaluate(text, names, functions):
             case ast.Call(func=ast.Name(id=letter), args=[argument], keywords=[]) if letter in functions:
                 x = value(argument)
                 return sum(coefficient * x ** power for (power,), coefficient in functions[letter].terms())
-        raise ValueError(f"{ast.unparse(node)!r} in {text!r} is not understood")
+        raise ValueError(f"cannot evaluate {ast.unparse(node)!r} in {text!r}")
     return value(ast.parse(text, mode="eval").body)
 
 
@@ -216,7 +218,7 @@ def _only(letters):
 
 
 def _gens(letters):
-    """letter -> generator, of the ring of these letters over the rationals, in which terms are in lexical order."""
+    """{letter: generator} of the ring of these letters over the rationals, with terms in lexical order."""
     return _ring("".join(sorted(letters)))
 
 
@@ -226,9 +228,9 @@ def _ring(letters):
 
 
 def _spell(polynomial):
-    """str(polynomial.as_expr()), which is how the benchmark writes; a polynomial's own str is ten times faster.
+    """str(polynomial.as_expr()), the benchmark's notation, by str(polynomial), which is ten times faster.
 
-    They differ in fractions, which go the slow way, and in two terms c - a*x**n, which SymPy writes in this order.
+    They differ for fractions, where the slow one is used, and for two terms c - a*x**n, which as_expr writes like this.
     """
     if any(coefficient.denominator != 1 for coefficient in polynomial.values()):
         return str(polynomial.as_expr())

@@ -1,7 +1,7 @@
-"""Augmentation against slow code for one image, pixel by pixel, written from the papers and not from ours.
+"""Augmentation compared with slow code for one image, pixel by pixel, written from the papers.
 
-Where something is random, the test finds out what was drawn from what came back: every image below has pixels of its
-own (no two of all are equal), so that a pixel says which image and which place it came from.
+Random choices are read from the result: all pixels of a batch are different numbers, so that a pixel identifies the
+image and the position that it comes from.
 """
 import math
 
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from data.images import augment
-from data.images.augment import (augmented, cut_and_paste, draw_lambda, mix, normalised, random_box, random_crop, random_flip,
-                          smoothed)
+from data.images.augment import (augmented, cut_and_paste, draw_lambda, mix, normalised, random_box, random_crop,
+                                 random_flip, smoothed)
 
 B, C, H, W = 6, 3, 5, 4
 
@@ -22,7 +22,7 @@ def seed():
 
 
 def images(n=B, height=H, width=W):
-    """Pixels 1, 2, 3, ...: all different, and none black."""
+    """Pixels 1, 2, 3, ...: all different, and none is black."""
     return torch.arange(1.0, 1 + n * C * height * width).reshape(n, C, height, width)
 
 
@@ -31,14 +31,14 @@ def one_hot(labels, n):
 
 
 def share(hits, n, p):
-    """True if `hits` of n is what a probability p gives, within five standard deviations."""
+    """Whether `hits` of n agrees with probability p within five standard deviations."""
     return abs(hits - n * p) < 5 * math.sqrt(n * p * (1 - p))
 
 
-# Crop and flip
+# Crops and mirror images
 
 def window(image, padding, top, left):
-    """The H x W window of one zero-padded image whose upper left corner is at (top, left), by loops."""
+    """The H x W window of a zero-padded image with the upper left corner (top, left), in loops."""
     out = torch.zeros_like(image)
     for c in range(image.size(0)):
         for y in range(image.size(1)):
@@ -51,8 +51,8 @@ def window(image, padding, top, left):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("padding", [1, 2])
-def test_a_crop_is_a_window_of_the_image_in_a_black_frame(padding, dtype):
-    x = (images(1, 6, 7) * 2).to(dtype)                                 # 126 pixels: as bytes they differ, too
+def test_a_crop_is_a_window_of_the_zero_padded_image(padding, dtype):
+    x = (images(1, 6, 7) * 2).to(dtype)                                 # 126 pixels: also different as uint8
     offsets = [(top, left) for top in range(2 * padding + 1) for left in range(2 * padding + 1)]
     allowed = [window(x[0], padding, *offset) for offset in offsets]
     counts = [0] * len(offsets)
@@ -61,21 +61,21 @@ def test_a_crop_is_a_window_of_the_image_in_a_black_frame(padding, dtype):
     for place, candidate in enumerate(allowed):
         counts[place] = (crops == candidate).all(-1).all(-1).all(-1).sum().item()
     assert sum(counts) == len(crops)                                    # every crop is exactly one of the windows
-    # All are equally likely, and up or down says nothing of left or right: chi-square has mean d and variance 2 d.
+    # All offsets are equally likely, and independent: chi-square has mean d and variance 2 d.
     chi_square, d = sum((count - 500) ** 2 / 500 for count in counts), len(counts) - 1
     assert d - 5 * math.sqrt(2 * d) < chi_square < d + 5 * math.sqrt(2 * d)
 
 
-def test_each_image_of_a_batch_is_cropped_by_itself():
+def test_each_image_of_a_batch_has_its_own_crop():
     x, places = images(40), range(5)
     offsets = []
     for image, crop in zip(x, random_crop(x, 2)):
         offsets += [(top, left) for top in places for left in places if torch.equal(crop, window(image, 2, top, left))]
-    assert len(offsets) == 40                                           # image b comes from image b, from one place
+    assert len(offsets) == 40                                           # crop b is one window of image b
     assert len(set(offsets)) > 12 and all(set(side) == set(places) for side in zip(*offsets))
 
 
-def test_a_flip_is_an_exact_mirror_of_about_half_of_the_images():
+def test_about_half_of_the_images_are_mirrored_exactly():
     x = images(2000, 2, 3)
     flipped = 0
     for image, out in zip(x.tolist(), random_flip(x).tolist()):
@@ -88,7 +88,7 @@ def test_a_flip_is_an_exact_mirror_of_about_half_of_the_images():
 # MixUp
 
 def partner(out, x, lam):
-    """The one j for which out = lam x_i + (1 - lam) x_j, of every i, by trying all, with the formula pixel by pixel."""
+    """For each i the only j with out_i = lam x_i + (1 - lam) x_j, pixel by pixel."""
     js = []
     for i in range(len(x)):
         fits = [j for j in range(len(x)) if all(
@@ -100,25 +100,25 @@ def partner(out, x, lam):
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 0.75])
-def test_mixup_mixes_two_images_and_their_targets_alike(lam):
+def test_mixup_mixes_images_and_targets_with_the_same_weights(lam):
     x, targets = images(), torch.rand(B, 7)
     seen = set()
     for _ in range(5):
         out, mixed = mix(x, targets, lam)
         js = partner(out, x, lam)
         seen.add(tuple(js))
-        assert sorted(js) == list(range(B))                             # a permutation: each is given away once
+        assert sorted(js) == list(range(B))                             # a permutation
         for i, j in enumerate(js):
             for c in range(7):
                 expected = lam * targets[i, c].item() + (1 - lam) * targets[j, c].item()
                 assert mixed[i, c].item() == pytest.approx(expected)
-    assert len(seen) > 1                                                # and not always the same
+    assert len(seen) > 1                                                # not always the same one
     out, mixed = mix(x, targets, 1.0)
     assert torch.equal(out, x) and torch.equal(mixed, targets)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
-def test_lambda_has_the_moments_of_beta(alpha):
+def test_lambda_has_mean_and_variance_of_the_beta_distribution(alpha):
     n = 4000
     drawn = [draw_lambda(alpha) for _ in range(n)]
     assert all(isinstance(lam, float) and 0 <= lam <= 1 for lam in drawn)
@@ -132,10 +132,10 @@ def test_lambda_has_the_moments_of_beta(alpha):
 # CutMix
 
 @pytest.mark.parametrize("box", [(1, 4, 0, 3), (0, 5, 0, 4), (2, 2, 1, 3), (4, 5, 3, 4)])
-def test_cutmix_pastes_the_same_place_of_another_image_and_mixes_targets_by_area(box):
+def test_cutmix_copies_the_box_of_another_image_and_mixes_targets_by_area(box):
     top, bottom, left, right = box
     x, targets = images(), torch.rand(B, 7)
-    own = one_hot(range(B), B)                                          # as targets they tell who gave how much
+    own = one_hot(range(B), B)                                          # one-hot targets: the share of each image
     state = torch.get_rng_state()
     out, mixed = cut_and_paste(x, targets, *box)
     torch.set_rng_state(state)
@@ -165,14 +165,14 @@ def test_cutmix_pastes_the_same_place_of_another_image_and_mixes_targets_by_area
 
 
 def slow_box(lam, size, centre):
-    """One side of the paper's box, before it is clipped: size sqrt(1 - lam) long, around the pixel `centre`."""
+    """The positions on one side of the paper's box: size * sqrt(1 - lam) pixels around `centre`, clipped."""
     side = round(size * math.sqrt(1 - lam))
     start = centre - side // 2
     return [place for place in range(start, start + side) if 0 <= place < size]
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.1, 0.5, 0.9, 0.99, 1.0])
-def test_a_box_is_that_of_the_paper_with_its_centre_anywhere_and_its_outside_cut_off(lam):
+def test_a_box_is_that_of_the_paper_with_a_uniform_centre_and_clipped(lam):
     allowed = [{(len(side) and side[0], len(side)) for side in (slow_box(lam, size, centre) for centre in range(size))}
                for size in (9, 16)]
     seen, areas, n = [set(), set()], 0, 3000
@@ -182,34 +182,34 @@ def test_a_box_is_that_of_the_paper_with_its_centre_anywhere_and_its_outside_cut
         for which, (start, stop) in enumerate(((top, bottom), (left, right))):
             seen[which].add(((stop - start) and start, stop - start))
         areas += (bottom - top) * (right - left)
-    assert seen == allowed                                              # all that may occur do, and nothing else
+    assert seen == allowed                                              # all possible boxes occur, and no others
     expected = math.prod(sum(len(slow_box(lam, size, centre)) for centre in range(size)) / size for size in (9, 16))
     assert areas / n == pytest.approx(expected, rel=0.06, abs=1e-9)
     if lam == 1.0:
         assert areas == 0
 
 
-def test_an_odd_box_far_from_the_edge_is_in_the_middle_of_its_centre_and_of_the_right_size():
+def test_a_box_that_is_not_clipped_has_the_right_size():
     lam = 1 - (5 / 31) ** 2
     sizes = {(bottom - top, right - left) for top, bottom, left, right in (random_box(lam, 31, 31) for _ in range(500))}
-    assert (5, 5) in sizes and max(sizes) == (5, 5) and len(sizes) > 1  # the others are clipped
+    assert (5, 5) in sizes and max(sizes) == (5, 5) and len(sizes) > 1  # others are clipped
 
 
-# All together
+# Everything together
 
-def gives(part, x):
-    """Which images' pixels are in `part`."""
+def sources_of(part, x):
+    """The images that the pixels of `part` come from."""
     return {int(pixel - 1) // (x[0].numel()) for pixel in part.flatten().tolist() if pixel}
 
 
-def test_everything_off_leaves_the_images_and_makes_one_hot_targets():
+def test_without_options_images_stay_and_targets_are_one_hot():
     x, labels = images().to(torch.uint8), torch.tensor([0, 3, 2, 2, 1, 0])
     out, targets = augmented(x, labels, n_classes=5)
     assert out.dtype == torch.float32 and torch.equal(out, x.float())
     assert torch.equal(targets, one_hot(labels.tolist(), 5))
 
 
-def test_smoothing_is_that_of_pytorchs_cross_entropy():
+def test_label_smoothing_equals_that_of_pytorchs_cross_entropy():
     logits, labels = torch.randn(B, 5, dtype=torch.double), torch.tensor([0, 3, 2, 2, 1, 4])
     for amount in (0.0, 0.1, 0.5):
         targets = smoothed(labels, 5, amount)
@@ -223,7 +223,7 @@ EVERYTHING = dict(n_classes=4, padding=2, flip=True, mixup=0.8, cutmix=1.0, smoo
 
 
 @pytest.mark.parametrize("options", [EVERYTHING, {**EVERYTHING, "mixup": 0.0}, {**EVERYTHING, "cutmix": 0.0}], ids=str)
-def test_targets_are_probabilities_inputs_stay_and_the_seed_decides(options):
+def test_targets_are_probabilities_and_the_result_is_a_function_of_the_seed(options):
     x, labels = images().to(torch.uint8), torch.tensor([0, 3, 2, 2, 1, 0])
     x_before, labels_before, results = x.clone(), labels.clone(), []
     for seed in [*range(20), *range(20)]:
@@ -242,7 +242,7 @@ def test_targets_are_probabilities_inputs_stay_and_the_seed_decides(options):
                                   lambda x, t: mix(x, t, 0.5), lambda x, t: cut_and_paste(x, t, 1, 3, 1, 3),
                                   lambda x, t: normalised(x, (0.5,) * 3, (0.2,) * 3)],
                          ids=["crop", "flip", "mixup", "cutmix", "normalised"])
-def test_no_step_writes_into_what_it_was_given(step):
+def test_no_function_modifies_its_input(step):
     x, targets = images(), torch.rand(B, 4)
     x_before, targets_before = x.clone(), targets.clone()
     for _ in range(5):
@@ -251,41 +251,41 @@ def test_no_step_writes_into_what_it_was_given(step):
 
 
 def kind_of(x, **options):
-    """What was done to a batch: every pixel says it, and where images are mixed, so do the targets."""
+    """Which augmentation a batch has, from its pixels, and for MixUp also from its targets."""
     out, targets = augmented(x, torch.arange(len(x)), n_classes=len(x), **options)
     if (out == x).all():
         return "nothing"
-    if (out == out.round()).all() and max(len(gives(image, x)) for image in out) == 2:
+    if (out == out.round()).all() and max(len(sources_of(image, x)) for image in out) == 2:
         return "cutmix"
-    torch.testing.assert_close(out.flatten(1), targets @ x.flatten(1))  # sum over j of target_ij x_j: nothing but MixUp
+    torch.testing.assert_close(out.flatten(1), targets @ x.flatten(1))  # sum over j of target_ij x_j: MixUp
     return "mixup"
 
 
 @pytest.mark.parametrize("options, kinds", [({}, {"nothing"}), (dict(mixup=8.0), {"mixup"}),
                                             (dict(cutmix=8.0), {"cutmix"})], ids=str)
-def test_mixup_and_cutmix_are_done_where_they_are_asked_for(options, kinds):
+def test_mixup_and_cutmix_are_off_by_default_and_on_when_given(options, kinds):
     assert {kind_of(images(12), **options) for _ in range(40)} == kinds
 
 
-def test_with_mixup_and_cutmix_a_coin_decides_for_the_whole_batch():
+def test_with_mixup_and_cutmix_each_batch_uses_one_of_them_with_probability_a_half():
     kinds = [kind_of(images(12), mixup=8.0, cutmix=8.0) for _ in range(400)]
     assert set(kinds) == {"mixup", "cutmix"} and share(kinds.count("mixup"), 400, 0.5)
 
 
-def test_lambda_is_drawn_from_the_parameter_of_the_one_that_was_chosen(monkeypatch):
-    asked = []
-    monkeypatch.setattr(augment, "draw_lambda", lambda beta: asked.append(beta) or 0.3)
+def test_lambda_is_drawn_with_the_parameter_of_the_chosen_augmentation(monkeypatch):
+    betas = []
+    monkeypatch.setattr(augment, "draw_lambda", lambda beta: betas.append(beta) or 0.3)
     x, labels = images(20), torch.zeros(20, dtype=torch.long)
     for _ in range(40):
-        before = len(asked)
+        before = len(betas)
         out, _ = augmented(x, labels, n_classes=2, mixup=0.2, cutmix=0.7)
-        whole = bool((out == out.round()).all())
-        assert asked[before:] == [0.7 if whole else 0.2]
-    assert set(asked) == {0.2, 0.7}
+        is_cutmix = bool((out == out.round()).all())
+        assert betas[before:] == [0.7 if is_cutmix else 0.2]
+    assert set(betas) == {0.2, 0.7}
 
 
-def test_mixed_targets_tell_the_share_of_pixels_through_all_of_augmented():
-    """White images and black ones: how white an image is now is what its target must say (no crop, nothing clipped)."""
+def test_mixed_targets_equal_the_share_of_pixels():
+    """With white images of class 1 and black ones of class 0, the target of class 1 is the mean brightness."""
     labels = torch.tensor([0, 1] * 10)
     x = (labels * 255).to(torch.uint8)[:, None, None, None].expand(-1, 3, 7, 9)
     mixed = 0
@@ -296,7 +296,7 @@ def test_mixed_targets_tell_the_share_of_pixels_through_all_of_augmented():
     assert mixed > 30
 
 
-def test_normalisation_is_by_colour():
+def test_normalisation_uses_mean_and_standard_deviation_of_each_colour():
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     for x in (torch.randint(256, (2, 3, 4, 5), dtype=torch.uint8), 255 * torch.rand(2, 3, 4, 5)):
         out = normalised(x, mean, std)

@@ -1,4 +1,4 @@
-"""Generated mathematics: every answer right, training and validation apart, and like the benchmark's own questions."""
+"""Generated problems: answers are correct, splits are disjoint, and questions are like those of the benchmark."""
 import hashlib
 import itertools
 import math
@@ -15,38 +15,39 @@ import pytest
 import sympy
 from solver import solve
 
-from data.mathematics import algebra
-
 from data import mathematics
-from data.mathematics.algebra import Dice, written
+from data.mathematics import LEVELS, MODULES, algebra, canonical, generate, split_of
+from data.mathematics.__main__ import sentences
+from data.mathematics.algebra import written
+from data.mathematics.dice import Dice
 from data.mathematics.expressions import Expression
-from data.mathematics import LEVELS, MODULES, canonical, generate, split_of
+from data.mathematics.questions import QUESTIONS
 
 REAL = Path(os.environ.get("DAT_TEST_DATA", "/nowhere")) / "data/mathematics"
 real_data = pytest.mark.skipif(not REAL.exists(), reason="DAT_TEST_DATA is not set")
 GRID = list(itertools.product(MODULES, LEVELS))
-generated = lru_cache(generate)                                       # for what several tests look at
+generated = lru_cache(generate)                                       # shared by several tests
 
 
-# ---- right answers ---------------------------------------------------------------------------------------------------
+# ---- answers ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("module, level", GRID)
-def test_every_answer_is_right(module, level):
-    """1,000 problems, solved from their text by a program that shares no line with the generator (solver.py)."""
-    pairs = generated(module, level, 2000, seed=1)[:1000]
+def test_every_answer_is_correct(module, level):
+    """700 problems, solved from their text by a program that shares no line with the generator (solver.py)."""
+    pairs = generated(module, level, 2000, seed=1)[:700]
     assert [(q, a) for q, a in pairs if solve(module, q) != a] == []
     assert all(len(q) <= 160 and len(a) <= 30 for q, a in pairs)
-    assert len(set(pairs)) > 750
+    assert len(set(pairs)) > 0.75 * len(pairs)
 
 
 @real_data
 @pytest.mark.parametrize("module, level", GRID)
-def test_the_solver_of_these_tests_is_right_on_the_benchmarks_own_problems(module, level):
+def test_the_solver_of_these_tests_is_correct_on_the_published_problems(module, level):
     for question, answer in mathematics.read_pairs(REAL / f"train-{level}/{module}.txt"):
         assert solve(module, question) == answer
 
 
-def test_the_solver_is_right_on_some_of_the_benchmarks_problems():
+def test_the_solver_is_correct_on_some_published_problems():
     for module, question, answer in [
             ("algebra__linear_1d", "Solve -822*d = -815*d - 28 for d.", "4"),
             ("algebra__sequence_next_term", "What comes next: 15, -3, -41, -105, -201, -335, -513, -741?", "-1025"),
@@ -71,7 +72,7 @@ def test_polynomials_are_written_as_sympy_writes_them():
         assert written(grid, variables) == str(expression)
 
 
-def test_expressions_are_written_as_they_were_built():
+def test_expressions_are_written_with_the_necessary_brackets():
     E = Expression
     assert str(E("/", E("-", 1, 0), E("/", -3, 9))) == "(1 - 0)/((-3)/9)"
     assert str(E("+", 2, -3)) == "2 + -3" and str(E("-", -3, -2)) == "-3 - -2"
@@ -86,7 +87,7 @@ def test_expressions_are_written_as_they_were_built():
     assert str(e) == "3*x**n + x + 5"
 
 
-def test_dice_keep_their_promises():
+def test_random_numbers_have_the_documented_properties():
     dice = Dice(0)
     for _ in range(500):
         a, b = (dice.integer(dice.uniform(0, 2), min_abs=1) for _ in "ab")
@@ -111,21 +112,21 @@ def test_dice_keep_their_promises():
         assert sum(counts) == len(values) + 2
         assert all(n >= 1 if v else n != 1 for n, v in zip(counts, values))
     assert all(math.prod(p ** n for p, n in algebra.factors(k).items()) == k for k in [-12, -1, 1, 7, 360, 10007 ** 2])
-    for entropy in (1, 3):                                            # 10^entropy possibilities around 0
+    for entropy in (1, 3):                                            # 10^entropy integers around 0
         drawn = {dice.integer(entropy) for _ in range(20_000)}
         assert drawn == set(range(-10 ** entropy // 2, 10 ** entropy // 2 + 1))
 
 
 # ---- splits ----------------------------------------------------------------------------------------------------------
 
-def test_the_sets_are_those_of_the_results():
-    """The same on Python 3.10 to 3.13. Where they are not, neither are the numbers in results/mathematics."""
+def test_generated_problems_are_those_of_the_published_results():
+    """On Python 3.10 to 3.13. If they change, the numbers in results/mathematics have to be measured again."""
     sets = [generate(module, level, 200, 3) for module, level in GRID]
     assert hashlib.sha256(repr(sets).encode()).hexdigest() == (
         "65257a99f14bd8f6ff29aacc06d8c06ff9486dc34215da6c664c702c467f549c")
 
 
-def test_a_set_is_a_function_of_its_arguments():
+def test_problems_are_a_function_of_the_arguments():
     pairs = generate("polynomials__add", "hard", 50, seed=4)
     assert pairs == generate("polynomials__add", "hard", 60, seed=4)[:50]
     for other in [("polynomials__add", "easy", 50, 4), ("polynomials__add", "hard", 50, 5),
@@ -134,9 +135,9 @@ def test_a_set_is_a_function_of_its_arguments():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_validation_problem_occurs_in_training_whatever_its_words_and_letters(module):
+def test_no_validation_problem_occurs_in_training_with_other_words_letters_or_order(module):
     train = [question for level in LEVELS for question, _ in generated(module, level, 2000, seed=1)]
-    val = [question for level in LEVELS for question, _ in generate(module, level, 100, seed=1, split="val")]
+    val = [question for level in LEVELS for question, _ in generate(module, level, 60, seed=1, split="val")]
     assert not {canonical(q) for q in train} & {canonical(q) for q in val}
     assert not set(train) & set(val)
     dice = random.Random(0)
@@ -145,13 +146,13 @@ def test_no_validation_problem_occurs_in_training_whatever_its_words_and_letters
         new = dict(zip(letters, dice.sample("abcdfghijklmnopqrstuvwxyz", len(letters))))
         renamed = re.sub(r"\b[a-z]\b", lambda m: new[m[0]], question)
         assert split_of(renamed) == "val"
-        *story, ask = re.split(r"(?<=[.?]) ", renamed)
-        retold = [turned(sentence, dice) for sentence in [*dice.sample(story, len(story)), ask]]
-        assert split_of(" ".join(retold)) == "val"
+        *definitions, last = re.split(r"(?<=[.?]) ", renamed)
+        reordered = [with_terms_moved(s, dice) for s in [*dice.sample(definitions, len(definitions)), last]]
+        assert split_of(" ".join(reordered)) == "val"
 
 
-def turned(sentence, dice):
-    """The same sentence with what may stand in another order in another order: 3*f(x) - g(x), terms of an equation."""
+def with_terms_moved(sentence, dice):
+    """The sentence with the terms of 3*f(x) - g(x), or of an equation, in another order."""
     if dice.random() < 0.5:
         sentence = re.sub(r"(-?)([\w*]*\w\(\w\)) ([+-]) ([\w*]*\w\(\w\))([.?])$", lambda m:
                           f"{m[3].strip('+')}{m[4]} {m[1] or '+'} {m[2]}{m[5]}", sentence)
@@ -164,27 +165,27 @@ def turned(sentence, dice):
     return sentence
 
 
-def test_no_answer_to_a_sequence_stands_in_another_one_of_training():
-    module, begun = "algebra__sequence_next_term", set()
+def test_no_training_sequence_contains_the_answer_to_a_validation_sequence():
+    module, beginnings = "algebra__sequence_next_term", set()
     for question, answer in (pair for level in LEVELS for pair in generated(module, level, 2000, seed=1)):
         terms = [*re.findall(r"-?\d+", question), answer]
-        begun |= {",".join(terms[:n + 1]) for n in range(len(terms))}
+        beginnings |= {",".join(terms[:n + 1]) for n in range(len(terms))}
     for question, answer in generate(module, "easy", 500, seed=1, split="val"):
         terms = re.findall(r"-?\d+", question)
-        assert ",".join([*terms, answer]) not in begun
+        assert ",".join([*terms, answer]) not in beginnings
         assert split_of(f"What comes next: {', '.join([*terms, answer])}?") == "val"
 
 
 @pytest.mark.parametrize("module, level", GRID)
 def test_a_tenth_of_the_problems_is_for_validation(module, level):
     dice, low = Dice(2), 3 + 7 / 3 * LEVELS.index(level)
-    problems = {canonical(mathematics.QUESTIONS[module](dice, dice.uniform(low, low + 7 / 3))[0]) for _ in range(1000)}
+    problems = {canonical(QUESTIONS[module](dice, dice.uniform(low, low + 7 / 3))[0]) for _ in range(700)}
     n = sum(int(hashlib.sha256(problem.encode()).hexdigest()[:16], 16) % 10 == 0 for problem in problems)
     assert abs(n - len(problems) / 10) < 5 * (0.09 * len(problems)) ** 0.5
-    assert len(problems) > 500                                        # different problems stay different
+    assert len(problems) > 350                                        # different problems have different forms
 
 
-def test_one_problem_in_other_words_is_the_same_problem():
+def test_the_canonical_form_is_that_of_the_same_problem_in_other_words():
     for same in [
             ("What is next in 3, 5, 7?", "What comes next: 3, 5, 7?", "What is the next term in 3, 5, 7, 9, 11?"),
             ("Solve 2*x - 3 = 5*x + 6 for x.", "Solve 6 + 5*y = -3 + 2*y for y.", "Solve 0 = 6 + 3 + 5*c - 2*c for c."),
@@ -215,14 +216,14 @@ def test_one_problem_in_other_words_is_the_same_problem():
     assert len({canonical(question) for question in different}) == len(different)
 
 
-def test_what_cannot_be_generated_is_refused():
+def test_an_unknown_module_level_or_split_is_an_error():
     for wrong in [("algebra__linear", "easy", 1, 0), ("algebra__linear_1d", "simple", 1, 0),
                   ("algebra__linear_1d", "easy", 1, 0, "test")]:
         with pytest.raises(ValueError, match="choose from"):
             generate(*wrong)
 
 
-# ---- like the real ones ----------------------------------------------------------------------------------------------
+# ---- like the published questions ------------------------------------------------------------------------------------
 
 @real_data
 @pytest.mark.parametrize("module, level", GRID)
@@ -235,10 +236,10 @@ def test_questions_are_like_the_benchmarks(module, level):
         x, y = ([measure(*pair) for pair in pairs] for pairs in (real, ours))
         error = (statistics.variance(x) / len(x) + statistics.variance(y) / len(y)) ** 0.5
         assert abs(statistics.mean(x) - statistics.mean(y)) <= 4 * error
-    x, y = (Counter(s for question, _ in pairs for s in mathematics.sentences(question)) for pairs in (real, ours))
+    x, y = (Counter(s for question, _ in pairs for s in sentences(question)) for pairs in (real, ours))
     assert x.keys() <= y.keys() | {s for s in x if x[s] < 3}
     for sentence in x | y:
-        p = (x[sentence] + y[sentence]) / (len(real) + len(ours))     # per question
+        p = (x[sentence] + y[sentence]) / (len(real) + len(ours))     # frequency per question
         error = (p * (1 / len(real) + 1 / len(ours))) ** 0.5
         assert abs(x[sentence] / len(real) - y[sentence] / len(ours)) < 4.5 * error
 
@@ -250,7 +251,7 @@ def test_numbers_grow_with_the_level():
         assert digits[0] < digits[1] < digits[2]
 
 
-def test_every_way_to_define_something_occurs():
+def test_every_kind_of_definition_occurs():
     text = " ".join(q for level in LEVELS for q, _ in generated("polynomials__add", level, 2000, seed=1))
     for pattern in [r"Suppose [^,.]+\.", r"Suppose [^,.]+, [^,.]+\.", r"Let [a-z] = -?\d+ [-+] -?\d+\.",
                     r"Let [a-z] be \(", r"Let [a-z] be [a-z]\(-?\d+\)\.", r"be the third derivative of",

@@ -1,15 +1,14 @@
-"""Operations per token: the formula equals what PyTorch's own counter sees when Eq. 3 runs as it is written."""
+"""Operations per token: the formula equals PyTorch's own count of the literal form."""
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import TransformerConfig
 from extras.flops import PEAK, describe, per_token, utilisation
-from model import LanguageModel
+from model import LanguageModel, TransformerConfig
 from relational_attention import RelationalAttention
 
-# Sizes that differ from each other, so that no term can stand in for another one; d_h is 6.
+# The sizes are all different, so that no term can be mistaken for another; d_h is 6.
 SMALL = dict(vocab_size=13, d_model=36, n_layers=3, n_heads=6, n_ra=2, d_ff=80, max_len=8, n_symbols=7, symbol_heads=3)
 
 OPTIONS = {
@@ -24,7 +23,7 @@ OPTIONS = {
     "n_relations": dict(n_relations=4),
     "rel_proj_dim": dict(n_relations=3, rel_proj_dim=5),
     "symmetric": dict(symmetric=True, n_ra=4),
-    # (relations of width 1 would run as a plain multiplication, which the counter does not see)
+    # relations of width 1 would be an elementwise product, which PyTorch does not count
     "relation activation": dict(rel_activation="softmax", n_relations=6),
     "rca": dict(ra_type="rca"),
     "rca, GQA": dict(ra_type="rca", n_kv_heads=2, n_ra=4),
@@ -33,14 +32,10 @@ OPTIONS = {
     "rca, positional": dict(ra_type="rca", symbols="positional"),
     "symbols per layer": dict(shared_symbols=False),
     "learned positions, untied, biases": dict(position="learned", tie_embeddings=False, bias=True),
-}
-
-RELATIVE = {
-    "relative": {},
-    "max_distance": dict(max_distance=3),
-    "GQA": dict(n_kv_heads=2, n_ra=4),
-    "rca": dict(ra_type="rca"),
-    "symbols per layer": dict(shared_symbols=False),
+    "relative": dict(symbols="relative"),
+    "relative, GQA": dict(symbols="relative", n_kv_heads=2, n_ra=4),
+    "relative, rca": dict(symbols="relative", ra_type="rca"),
+    "relative, symbols per layer": dict(symbols="relative", shared_symbols=False),
 }
 
 
@@ -49,13 +44,13 @@ def config(**options):
 
 
 def counted(cfg, backward=False):
-    """Operations that PyTorch sees in one sequence of max_len tokens: the forward pass, or forward and backward.
+    """PyTorch's count for one sequence of max_len tokens: the forward pass, or forward and backward.
 
-    One sequence, because positional symbols and the relative table are projected once for a whole batch.
+    One sequence, because positional and relative symbols are projected once for a whole batch.
     """
     idx = torch.zeros(1, cfg.max_len, dtype=torch.long)
     m = LanguageModel(cfg)
-    # the counter has no formula for the fused CPU kernel: MATH runs the same products one by one
+    # PyTorch does not count the fused CPU kernel: MATH executes the same products one by one
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         _, loss = m(idx, idx)
         if backward:
@@ -65,7 +60,7 @@ def counted(cfg, backward=False):
 
 @pytest.fixture
 def literal_form(monkeypatch):
-    """The form whose operations are to be counted, however few tokens there are."""
+    """Whatever the number of tokens."""
     monkeypatch.setattr(RelationalAttention, "choose_form", lambda self, *shapes: self.literal)
 
 
@@ -75,25 +70,20 @@ def needed(cfg):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_formula_equals_the_counter(options, literal_form):
+def test_the_formula_equals_pytorchs_count_of_the_literal_form(options, literal_form):
     cfg = config(**options)
     assert counted(cfg) == needed(cfg)
 
 
-def unfolded(cfg):
-    """What relative symbols run beyond sum_j alpha_ij s_{j-i}: alpha by offset has 2 T columns, in blocks 2 T - 1."""
-    spare = cfg.max_len - (cfg.ra_type == "rca")
-    return 2 * cfg.n_layers * cfg.n_ra * cfg.max_len * spare * (cfg.d_model // cfg.n_heads)
-
-
-@pytest.mark.parametrize("options", RELATIVE.values(), ids=RELATIVE)
-def test_relative_symbols_need_one_symbol_for_each_pair(options, literal_form):
-    cfg = config(symbols="relative", **options)
-    assert counted(cfg) == needed(cfg) + unfolded(cfg)
+def test_each_different_relative_symbol_is_projected_once(literal_form):
+    """With max_distance 3 there are 7 of them; the literal form projects one for each of the 15 offsets."""
+    cfg = config(symbols="relative", max_distance=3)
+    repeated = 2 * cfg.n_layers * (15 - 7) * cfg.d_model * cfg.n_ra * cfg.d_model // cfg.n_heads
+    assert counted(cfg) == needed(cfg) + repeated
 
 
 @pytest.mark.parametrize("options", [dict(n_ra=0), {}, dict(n_kv_heads=1), dict(symbols="positional")], ids=str)
-def test_backward_takes_twice_the_forward_pass(options, literal_form):
+def test_the_backward_pass_takes_twice_the_forward_pass(options, literal_form):
     cfg = config(**options)
     assert counted(cfg, backward=True) == 3 * counted(cfg) == per_token(cfg) * cfg.max_len
 
@@ -104,23 +94,26 @@ def test_a_frozen_library_is_counted_as_if_it_were_trained(literal_form):
     assert counted(cfg, backward=True) == per_token(cfg) * cfg.max_len - its_gradient
 
 
-def test_by_hand_a_transformer_takes_6_for_each_weight_and_12_L_T_d():
+def test_a_transformer_takes_6_operations_per_weight_and_12_L_T_d_for_attention():
     cfg = config(n_ra=0)
-    # tied, so that the output head is there once; the norms have no matrices
+    # the output layer is tied to the embedding and counted once; norms have no matrices
     matrices = sum(p.numel() for p in LanguageModel(cfg).parameters() if p.dim() > 1)
     assert per_token(cfg) == 6 * matrices + 12 * cfg.n_layers * cfg.max_len * cfg.d_model
 
 
-@pytest.mark.parametrize("options", [{}, dict(n_relations=4), dict(n_relations=8, rel_proj_dim=1), dict(n_ra=1)],
-                         ids=str)
-def test_the_fast_form_runs_other_products_than_it_is_credited_with(options, fast_form):
-    """Values of R p + d_h and W_r with p copies of each row, but neither relations nor sums over them."""
+@pytest.mark.parametrize("options", [{}, dict(n_relations=4), dict(n_relations=8, rel_proj_dim=1)], ids=str)
+def test_the_additional_products_of_the_other_forms_do_not_count(options, monkeypatch):
+    """Fast: scores a second time, and wide sums instead of relations. Blocked: scores and relations are recomputed."""
     cfg = config(**options)
-    T, d_h, n = cfg.max_len, cfg.d_model // cfg.n_heads, cfg.n_ra
+    d_h, n = cfg.d_model // cfg.n_heads, cfg.n_ra
     R = cfg.n_relations or n
     p = cfg.rel_proj_dim or n * d_h // R
-    extra = T * T * (n * R * p - R * p - n * R) + T * n * R * (p - 1) * d_h
-    assert counted(cfg) == needed(cfg) + 2 * cfg.n_layers * extra
+    fast = n * max(d_h, R * p) + n * R * p - (R * p + n * R)           # multiply-adds for each pair of tokens
+    blocked = n * d_h + R * p
+    for form, backward, additional in (("fast", False, fast), ("blocked", True, blocked)):
+        monkeypatch.setattr(RelationalAttention, "choose_form", lambda self, *shapes: getattr(self, form))
+        needed_here = (3 if backward else 1) * needed(cfg)
+        assert counted(cfg, backward) == needed_here + 2 * cfg.n_layers * cfg.max_len ** 2 * additional
 
 
 @pytest.mark.parametrize("name, dtype, peak", [
@@ -129,7 +122,7 @@ def test_the_fast_form_runs_other_products_than_it_is_credited_with(options, fas
     ("A100-SXM4-40GB", "bfloat16", 312), ("NVIDIA A100-PCIE-40GB", "float32", 19.5),
     ("NVIDIA A100 80GB PCIe", torch.bfloat16, 312), ("NVIDIA A10G", "bfloat16", 70), ("NVIDIA A10", "bfloat16", 125),
     ("NVIDIA L40S", "bfloat16", 362), ("NVIDIA L4", "bfloat16", 121), ("Tesla V100-SXM2-16GB", "float32", 15.7)])
-def test_the_peak_is_found_by_the_drivers_name_for_the_device(name, dtype, peak):
+def test_the_peak_is_found_by_the_name_of_the_device(name, dtype, peak):
     cfg = config()
     tflops, share = utilisation(cfg, 1e9, name, dtype)
     assert tflops == pytest.approx(per_token(cfg) * 1e9 / 1e12)
@@ -140,13 +133,13 @@ def test_the_peak_is_found_by_the_drivers_name_for_the_device(name, dtype, peak)
     ("cpu", "float32"), ("Tesla T4", "bfloat16"), ("NVIDIA H100 80GB HBM3", "float16"),
     ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bfloat16"), ("NVIDIA GH200 480GB", "bfloat16"),
     ("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16"), ("NVIDIA GeForce RTX 3090 Ti", "bfloat16")])
-def test_a_device_that_only_sounds_like_a_known_one_gets_no_share(name, dtype):
+def test_an_unknown_device_with_a_similar_name_has_no_peak(name, dtype):
     tflops, share = utilisation(config(), 1e9, name, dtype)
     assert tflops > 0 and share is None
     assert "peak" not in describe(config(), 1e9, name, dtype)
 
 
-def test_tensor_cores_are_faster_than_the_rest():
+def test_bfloat16_is_faster_than_float32_on_every_device():
     for peaks in PEAK.values():
         assert peaks.get("bfloat16", float("inf")) > peaks["float32"] > 1
 

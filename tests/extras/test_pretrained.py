@@ -1,6 +1,6 @@
-"""The loader against checkpoints that others wrote, and against their architecture written out here.
+"""load_pretrained on the authors' checkpoints, and on random ones against a reference implementation in this file.
 
-test_safetensors.py has what is cut, damaged or made to harm.
+test_safetensors.py tests truncated, damaged and malicious files.
 """
 import json
 import math
@@ -13,8 +13,8 @@ import pytest
 import torch
 from test_download import server  # noqa: F401 (a fixture)
 
-from extras import pretrained
 from data.download import DownloadError
+from extras import pretrained
 from extras.pretrained import load_pretrained
 
 PARITY = Path(os.environ.get("DAT_TEST_DATA", "/nowhere")) / "parity"
@@ -70,7 +70,7 @@ GRID |= {f"dat: {name}": DAT | options for name, options in {
 
 
 class Weights(dict):
-    """A checkpoint's tensors: w(name, *shape) makes one where it is asked for the first time."""
+    """The tensors of a checkpoint: w(name, *shape) draws a random one when it is first used."""
 
     def __call__(self, name, *shape, near=0.0):
         if name not in self:
@@ -82,7 +82,7 @@ class Weights(dict):
 def reference(c, w, idx):
     """Logits (T, vocab_size) of one sequence idx (T,) in float64, head by head, as the authors' code defines them.
 
-    Tensors have their names; of those that are tied, the one that their file keeps. w is filled with them.
+    The tensors have the authors' names; of tied tensors it uses the one in their file. w is filled with them.
     """
     T, d, dat = len(idx), c["d_model"], "n_heads" not in c
     heads = [("dual_attn.self_attention.", c["n_heads_sa"], c.get("sa_kwargs") or {}),
@@ -104,14 +104,14 @@ def reference(c, w, idx):
         x = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * w(f"{name}.weight", d, near=1.0)
         return x if rms else x + w(f"{name}.bias", d)
 
-    def turned(x):                             # (T, d_h): features 2m and 2m + 1 are one complex number
+    def rotated(x):                            # (T, d_h): features 2m and 2m + 1 are one complex number
         if c["pos_enc_type"] == "pos_emb":
             return x
         angle = torch.arange(T).double()[:, None] * 10000.0 ** (-torch.arange(0, d_h, 2).double() / d_h)
         z = torch.complex(x[:, 0::2], x[:, 1::2]) * torch.polar(torch.ones_like(angle), angle)
         return torch.stack([z.real, z.imag], -1).flatten(1)
 
-    def symbols(x, i):                         # (T, T, d): of j as seen from i
+    def symbols(x, i):                         # (T, T, d): of sender j for receiver i
         s, k, kind = f"layers.symbol_retrievers.{i * own}.", c["symbol_retrieval_kwargs"], c.get("symbol_retrieval")
         library = f"layers.symbol_retrievers.{i * (c.get('symbol_retriever_config') == OWN)}.symbol_library"
         if kind == "positional_symbols":
@@ -140,7 +140,7 @@ def reference(c, w, idx):
         out = []
         for h in range(n):
             g = h // (n // G)
-            scores = turned(q[h]) @ turned(k_[g]).T / d_h ** 0.5
+            scores = rotated(q[h]) @ rotated(k_[g]).T / d_h ** 0.5
             alpha = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf).softmax(-1)
             out.append(torch.einsum("ij,ijd->id", alpha, v[g] + r @ wr[h].T if ra else v[g]))
         return linear(torch.cat(out, -1), b + name + "wo", n * d_h, k.get("add_bias_out"))
@@ -180,7 +180,7 @@ NAMES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch
 
 
 def layout(weights):
-    """The header of a safetensors file, and its bytes."""
+    """The header of a safetensors file, and the bytes of its tensors."""
     header, body = {}, b""
     for name, tensor in weights.items():
         raw = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
@@ -190,11 +190,13 @@ def layout(weights):
 
 
 def packed(header, body):
+    """The bytes of a safetensors file."""
     header = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(header).to_bytes(8, "little") + header + body
 
 
 def write(folder, config, weights):
+    """Writes a checkpoint."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     header, body = layout(weights)
@@ -204,14 +206,15 @@ def write(folder, config, weights):
 
 @pytest.fixture
 def folder(tmp_path):
+    """A folder with a valid checkpoint of a DAT."""
     return write(tmp_path / "checkpoint", DAT, random_weights(DAT))
 
 
-def refused(folder, *words):
-    """load_pretrained raises ValueError: one line, not a long one, that has all the words."""
+def assert_rejected(folder, *words):
+    """load_pretrained raises a ValueError of one short line that contains all the words."""
     with pytest.raises(ValueError) as error:
         load_pretrained(folder)
-    line = str(error.value).replace(f"{folder}/", "")              # the path has the test's name in it
+    line = str(error.value).replace(f"{folder}/", "")              # the path contains the test's name
     assert "\n" not in line and len(line) < 900 and all(word in line for word in words), line
 
 
@@ -219,11 +222,11 @@ def close(got, expected, tolerance=1e-5):
     assert (got - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-# The same function
+# ---- the same function -----------------------------------------------------------------------------------------------
 
 @pytest.mark.skipif(not PARITY.exists(), reason="DAT_TEST_DATA/parity")
 @pytest.mark.parametrize("name", ["transformer", "dat_fineweb_style", "dat_more_relations", "dat_symmetric_positional"])
-def test_checkpoints_that_the_authors_code_wrote(name):
+def test_checkpoints_written_by_the_authors_code_give_their_logits_and_loss(name):
     expected = {k: torch.from_numpy(v) for k, v in np.load(PARITY / name / "expected.npz").items()}
     with torch.no_grad():
         logits, loss = load_pretrained(PARITY / name)(expected["idx"].long(), expected["targets"].long())
@@ -232,17 +235,18 @@ def test_checkpoints_that_the_authors_code_wrote(name):
 
 
 @pytest.mark.parametrize("name", GRID)
-def test_every_option_as_the_architecture_written_out(name, tmp_path):
+def test_every_option_gives_the_logits_of_the_reference_implementation(name, tmp_path):
     weights, idx = random_weights(GRID[name]), torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(1))
     before = torch.get_rng_state()
     model = load_pretrained(write(tmp_path / "x", GRID[name], weights))
-    assert torch.equal(torch.get_rng_state(), before)                              # no start was drawn in vain
+    assert torch.equal(torch.get_rng_state(), before)                              # loading draws no random numbers
     with torch.no_grad():
         logits, _ = model(idx)
     close(logits, torch.stack([reference(GRID[name], Weights(weights), row) for row in idx]).float(), 3e-6)
     assert not model.training and {p.dtype for p in model.parameters()} == {torch.float32}
     assert all(p.is_contiguous() and p.untyped_storage().nbytes() == p.nbytes for p in model.parameters())
-    if not any(word in name for word in ("bias kv", "of sa", "4+0", "long", "short")):   # zero biases here; more there
+    # in the others our model has additional zero biases, or their file has unused or longer tensors
+    if not any(word in name for word in ("bias kv", "of sa", "4+0", "long", "short")):
         assert sum(p.numel() for p in model.parameters()) == sum(w.numel() for w in weights.values())
     assert model.head.weight is model.embedding.weight and model.cfg.dropout == 0.1
     libraries = {symbols.library for symbols in model.stack.symbols}
@@ -251,26 +255,29 @@ def test_every_option_as_the_architecture_written_out(name, tmp_path):
     assert not any(library.requires_grad is frozen for library in libraries)
 
 
-# Other tensors, other options
+# ---- checkpoints that do not fit -------------------------------------------------------------------------------------
 
-def test_tensors_missing_and_left_over(folder):
+def test_missing_superfluous_and_wrongly_shaped_tensors_are_named(folder):
     weights = random_weights(DAT)
     blocks = [name for name in weights if "blocks.1." in name]
     write(folder, DAT, {name: w for name, w in weights.items() if name not in blocks})
     n = len(blocks)
-    refused(folder, f"{n} tensors are missing: ", "layers.blocks.1.norm1.weight", f"and {n - 4} more; 0 are of no use")
+    assert_rejected(folder, f"{n} tensors are missing: ", "layers.blocks.1.norm1.weight", f"and {n - 4} more",
+                    "0 are not part of")
     odd = {f"layers.odd{i}\n": torch.zeros(1) for i in range(7)} | {"embedding.weight": torch.zeros(11, 16)}
-    refused(write(folder, DAT, weights | odd), "0 tensors are missing: none; 8 are of no use", "odd0\\n", "and 4 more")
+    assert_rejected(write(folder, DAT, weights | odd), "0 tensors are missing: none; 8 are not part of", "odd0\\n",
+                    "and 4 more")
     for extra in ("blocks.0.dual_attn.self_attention.wq.bias", "blocks.0.ff_block.linear3.weight",
                   "blocks.2.norm1.weight", "symbol_retrievers.2.q_proj.bias", "positional_embedder.weight"):
-        refused(write(folder, DAT, weights | {f"layers.{extra}": torch.zeros(16)}), "1 are of no use", extra)
-    refused(write(folder, DAT, weights | {"layers.norm.bias": torch.zeros(17)}), "layers.norm.bias", "[17]", "[16]")
+        assert_rejected(write(folder, DAT, weights | {f"layers.{extra}": torch.zeros(16)}), "1 are not part of", extra)
+    odd = {"layers.norm.bias": torch.zeros(17)}
+    assert_rejected(write(folder, DAT, weights | odd), "layers.norm.bias", "[17]", "[16]")
     wr = "layers.blocks.0.dual_attn.relational_attention.wr"
-    refused(write(folder, DAT, weights | {wr: weights[wr].mT.contiguous()}), wr, "[2, 2, 4]", "[2, 4, 2]")
-    refused(write(folder, DAT | dict(n_layers=999_999), weights), "999999 layers")
+    assert_rejected(write(folder, DAT, weights | {wr: weights[wr].mT.contiguous()}), wr, "[2, 2, 4]", "[2, 4, 2]")
+    assert_rejected(write(folder, DAT | dict(n_layers=999_999), weights), "999999 layers")
 
 
-def test_tied_tensors_that_are_both_there_must_agree(folder):
+def test_tied_tensors_may_both_be_in_the_file_if_they_are_equal(folder):
     config = DAT | dict(share_attn_params=True, ra_kwargs=dict(symmetric_rels=True))
     weights, b = random_weights(config), "layers.blocks.1.dual_attn."
     for one, other in (("layers.final_out.weight", "layers.token_embedder.weight"),
@@ -279,7 +286,7 @@ def test_tied_tensors_that_are_both_there_must_agree(folder):
                        ("layers.symbol_retrievers.0.q_proj.bias", "layers.symbol_retrievers.1.q_proj.bias")):
         load_pretrained(write(folder, config, weights | {other: weights[one]}))
         load_pretrained(write(folder, config, {other if name == one else name: w for name, w in weights.items()}))
-        refused(write(folder, config, weights | {other: weights[one] + 1}), one, other, "differ")
+        assert_rejected(write(folder, config, weights | {other: weights[one] + 1}), one, other, "differ")
 
 
 @pytest.mark.parametrize("change, words", [
@@ -297,24 +304,24 @@ def test_tied_tensors_that_are_both_there_must_agree(folder):
     (dict(dropout_rate=math.nan), ["dropout_rate", "nan"]), (dict(sa_kwargs=[]), ["sa_kwargs", "object"]),
     (dict(symbol_retriever_config=dict(shared=True)), ["'symbol_retriever_config.shared'"]), (dict(bias=1), ["bias"]),
     (dict(n_heads_sa=0, n_heads_ra=0), ["n_heads"]), (dict(symbol_retrieval_kwargs={}), ["d_model is missing"])])
-def test_config_that_cannot_be_expressed(folder, change, words):
+def test_a_config_that_our_model_cannot_express_is_rejected_with_a_reason(folder, change, words):
     write(folder, DAT | change, random_weights(DAT))
-    refused(folder, "config.json: ", *words)
+    assert_rejected(folder, "config.json: ", *words)
 
 
-def test_neither_folder_nor_name(folder, monkeypatch):
+def test_neither_a_folder_nor_a_valid_name(folder, monkeypatch):
     (folder / "config.json").unlink()
-    refused(folder, "no file", "config.json", "model.safetensors")
+    assert_rejected(folder, "no file", "config.json", "model.safetensors")
     monkeypatch.chdir(folder)
     for name in ("nowhere", "a/b/c", "../no", "awni00/", "https://x/y", "/etc/no", "a/..", "a b/c", "\u00e9/c"):
-        refused(name, name, "awni00/DAT")
+        assert_rejected(name, name, "awni00/DAT")
 
 
-# From the hub; test_safetensors.py has one test more
+# ---- downloads (test_safetensors.py has one more test) ---------------------------------------------------------------
 
 @pytest.fixture
 def hub(server, folder, tmp_path, monkeypatch):  # noqa: F811
-    """A server that has the checkpoint; .files: what it was asked for."""
+    """A server that has the checkpoint, in place of Hugging Face; .paths lists its requests."""
     handler = server.RequestHandlerClass
 
     class Hub(handler):
@@ -330,23 +337,23 @@ def hub(server, folder, tmp_path, monkeypatch):  # noqa: F811
 
 
 NAME = "awni00/DAT-x_1.0"
-ASKED = [f"/{NAME}/resolve/main/{file}" for file in ("config.json", "model.safetensors")]
+REQUESTS = [f"/{NAME}/resolve/main/{file}" for file in ("config.json", "model.safetensors")]
 
 
-def test_download_once(hub, folder):
+def test_a_checkpoint_is_downloaded_once(hub, folder):
     model = load_pretrained(NAME, data_dir=hub.data)
-    assert hub.paths == ASKED and torch.equal(model.embedding.weight, load_pretrained(folder).embedding.weight)
+    assert hub.paths == REQUESTS and torch.equal(model.embedding.weight, load_pretrained(folder).embedding.weight)
     load_pretrained(NAME, data_dir=str(hub.data))
-    assert hub.paths == ASKED
+    assert hub.paths == REQUESTS
     files = {path.name for path in (hub.data / "awni00--DAT-x_1.0").iterdir()}
     assert files == {"config.json", "model.safetensors", ".lock"}
 
 
-def test_what_cannot_be_used_is_not_downloaded(hub, folder):
+def test_weights_are_not_downloaded_if_the_config_cannot_be_used(hub, folder):
     write(folder, DAT | dict(activation="tanh"), random_weights(DAT))
     with pytest.raises(ValueError, match="activation='tanh'"):
         load_pretrained(NAME, data_dir=hub.data)
-    assert hub.paths == ASKED[:1]
+    assert hub.paths == REQUESTS[:1]
     (folder / "config.json").write_text("Not Found")
     with pytest.raises(DownloadError, match="awni00/other/resolve/main/config.json"):
         load_pretrained("awni00/other", data_dir=hub.data)

@@ -1,0 +1,289 @@
+"""plot.py: what it accepts, groups of runs, tables, the curves of language models and images. No training here."""
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+import plot
+from toolbox.figures import curves, drawing, mathematics
+from toolbox.figures.runs import group_runs, labels, load_run
+
+ROOT = Path(plot.__file__).parent
+
+
+def write_run(folder, options, facts, columns, rows, **record):
+    folder.mkdir(parents=True)
+    record = {"options": {"d_ff": None, "device": "cpu", **options}, "facts": facts, "code": "c", "torch": "t",
+              "device": "cpu", "n_parameters": 1000 + options["n_ra"], "finished": True, **record}
+    (folder / "config.json").write_text(json.dumps(record))
+    (folder / "log.csv").write_text("\n".join([columns, *rows]) + "\n")
+
+
+def language_run(folder, n_ra, seed, losses, facts=None, **options):
+    """One row for training and validation together: logs of the results recorded so far."""
+    facts = {"data": "torch", "bytes_per_token": 1.0, "sha256": "0" * 64, **(facts or {})}
+    rows = [f"{i * 10},{i * 100},{'' if i == 0 else loss + 0.1},{loss},0.1,{50 + i if i else 0},{i * 1.5}"
+            for i, loss in enumerate(losses)]
+    write_run(folder, {"n_heads": 8, "n_ra": n_ra, "seed": seed, "max_steps": 10, **options}, facts,
+              "step,tokens,train_loss,val_loss,lr,tokens_per_s,seconds", rows)
+
+
+def change(folder, **values):
+    """Replaces values in config.json."""
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**record, **values}))
+
+
+@pytest.fixture
+def shown(capsys):
+    """A function: what plot.py prints."""
+    def run(*arguments):
+        plot.main(list(arguments))
+        return capsys.readouterr().out
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """A function: the one line in which plot.py ends."""
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            plot.main(list(arguments))
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.count("\n") == 1
+        return error
+    return run
+
+
+def table_in(text):
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def rows_of(path):
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+# ---- which runs ------------------------------------------------------------------------------------------------------
+
+def test_what_cannot_be_drawn_is_one_clear_line(tmp_path, refused):
+    language_run(tmp_path / "lm/a", 4, 1, [5.5, 1.5])
+    write_run(tmp_path / "games/a", {"n_ra": 2, "task": "occurs", "train_size": 9}, {}, "step,images", ["1,2"])
+    language_run(tmp_path / "bad/a", 4, 1, [5.5, 1.5])
+    (tmp_path / "bad/a/config.json").write_text("{")
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "empty.csv").write_text("")
+    whole = (ROOT / "results/relational_games/results.csv").read_text()
+    (tmp_path / "half.csv").write_text(whole[:len(whole) // 2])
+    for runs, words in [(tmp_path, "no runs in"), (f"{tmp_path}/a,{tmp_path}/b", "no runs in"), ("", "give --runs="),
+                        (f"{tmp_path}/lm,{tmp_path}/games", "of different kinds"),
+                        (tmp_path / "bad", "config.json is damaged"), ("nowhere.csv", "no file nowhere.csv"),
+                        (tmp_path / "table.csv", "neither results of Relational Games nor curves"),
+                        (tmp_path / "empty.csv", "neither results"), (mathematics.PUBLISHED, "neither results"),
+                        (tmp_path / "half.csv", "half.csv is damaged"),
+                        (f"{ROOT}/results/relational_games/results.csv,{ROOT}/results/mathematics/curves.csv",
+                         "of different kinds")]:
+        assert words in refused(f"--runs={runs}", f"--out_dir={tmp_path / 'out'}")
+
+
+def test_a_folder_of_runs_several_folders_and_single_runs_are_all_found(tmp_path, shown):
+    language_run(tmp_path / "one/a", 4, 1, [5.5, 1.5])
+    language_run(tmp_path / "two/b", 0, 1, [5.5, 1.5])
+    language_run(tmp_path / "two/c.old", 0, 2, [5.5, 1.5])             # replaced by a newer run
+    language_run(tmp_path / "two/d", 0, 3, [])                         # has just started
+    text = shown(f"--runs={tmp_path / 'one'},{tmp_path / 'two'}")
+    assert len(table_in(text)) == 4 and (tmp_path / "one/table.md").read_text() in text
+    again = shown(f"--runs={tmp_path / 'one/a'},{tmp_path / 'two/b'}", f"--out_dir={tmp_path / 'out'}")
+    assert table_in(again) == table_in(text)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"curves.png", "table.md"}
+
+
+@pytest.mark.figures
+def test_figures_do_not_depend_on_jupyters_backend_or_on_a_users_matplotlibrc(tmp_path):
+    language_run(tmp_path / "runs/a", 4, 1, [5.5, 1.5])
+    (tmp_path / "matplotlibrc").write_text("backend: TkAgg\naxes.facecolor: black\n")
+    for name, extra in [("plain", {}), ("changed", {"MPLBACKEND": "module://no_such_package.backend",
+                                                    "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")})]:
+        subprocess.run([sys.executable, "plot.py", f"--runs={tmp_path / 'runs'}", f"--out_dir={tmp_path / name}"],
+                       cwd=ROOT, env={**os.environ, **extra}, check=True, capture_output=True)
+    plain, changed = ((tmp_path / name / "curves.png").read_bytes() for name in ("plain", "changed"))
+    assert plain == changed and len(plain) > 10_000
+
+
+# ---- groups, labels and tables ---------------------------------------------------------------------------------------
+
+def test_the_table_says_what_may_be_concluded(tmp_path, shown):
+    base = [1.50, 1.60, 1.55]
+    for seed, loss in enumerate(base, 1):
+        language_run(tmp_path / f"t{seed}", 0, seed, [5.5, loss - 0.3, loss])            # final, not best
+        language_run(tmp_path / f"d{seed}", 4, seed, [5.5, loss - 0.1 - seed / 1000])    # clearly lower, pair by pair
+        language_run(tmp_path / f"e{seed}", 2, seed, [5.5, loss + [0.02, -0.02, 0.001][seed - 1]])
+    text = shown(f"--runs={tmp_path}")
+    assert "DAT 4+4 - Transformer 8+0: -0.1020 nats per token, 95% interval -0.1045 to -0.0995" in text
+    assert "paired seeds: DAT 4+4 is better" in text
+    assert [line for line in text.splitlines() if line.startswith("DAT 6+2 -")][0].endswith("no difference")
+    assert "| Transformer 8+0 | 8 | 0 | 1,000 | 52 | 10 | 1.5500 ± 0.1242 | 4.711 | 2.2362 | 3 |" in text
+
+
+def test_training_and_validation_may_have_rows_of_their_own(tmp_path, shown):
+    language_run(tmp_path / "together/a", 4, 1, [5.5, 1.6, 1.5])
+    language_run(tmp_path / "apart/a", 4, 1, [5.5, 1.6, 1.5])
+    rows = []
+    for row in rows_of(tmp_path / "together/a/log.csv"):
+        validation = ("val_loss",)
+        training = ("train_loss", "lr", "tokens_per_s")
+        rows += [",".join("" if name in empty else value for name, value in row.items())
+                 for empty in ([validation, training] if row["train_loss"] else [training])]
+    (tmp_path / "apart/a/log.csv").write_text("\n".join([",".join(row), *rows]) + "\n")
+    tables = [table_in(shown(f"--runs={tmp_path / name}")) for name in ("together", "apart")]
+    assert tables[0] == tables[1] and len(tables[0]) == 3
+    lines = [[line.get_xydata().tolist() for ax in curves.draw(group_runs([load_run(tmp_path / name / "a")])).axes
+              for line in ax.lines] for name in ("together", "apart")]
+    assert lines[0] == lines[1] and len(rows) == 5 and [len(line) for line in lines[0]] == [2, 2, 2, 3, 3, 3]
+
+
+def test_more_accuracy_is_better_and_less_loss():
+    def groups(metric, dat):
+        def run(n_ra, seed, value):
+            return {"options": {"n_heads": 8, "n_ra": n_ra, "seed": seed, "d_ff": None}, "n_parameters": 1000,
+                    "facts": {}, "log": {"step": None, "tokens": None, metric: np.array([0.0, value])}}
+        return {"DAT 4+4": [run(4, seed, value) for seed, value in enumerate(dat)],
+                "Transformer 8+0": [run(0, seed, 0.5) for seed in range(3)]}
+
+    for metric, (name, unit, more_is_better) in curves.METRICS.items():
+        assert more_is_better == ("loss" not in name)
+        line, = curves.differences(groups(metric, [.6, .61, .62]), metric)
+        assert line.endswith("DAT 4+4 is better" if more_is_better else "Transformer 8+0 is better"), line
+        assert ("nats per token" if unit else name) in line
+
+
+def test_the_finished_models_test_score_counts_and_not_the_logs(tmp_path, shown):
+    for name, n_ra, accuracy in (("a", 4, 0.75), ("b", 0, 0.5)):
+        write_run(tmp_path / name, {"n_heads": 8, "n_ra": n_ra, "seed": 1, "max_steps": 5},
+                  {"data": "glyphs", "sha256": "0" * 64},
+                  "step,images,train_loss,val_loss,val_accuracy,lr,images_per_s,seconds",
+                  ["0,0,,2.0,0.1,,,0", "5,10,1.5,,,0.1,9,1", "5,10,,1.0,0.6,,,1"],
+                  scores={"test_loss": 1.0, "test_accuracy": accuracy, "images": 100})
+    text = shown(f"--runs={tmp_path}", "--paper")
+    assert "| validation loss | validation accuracy | test accuracy | seeds |" in text
+    assert "| DAT 4+4 | 4 | 4 | 1,004 | 9 | 5 | 1.0000 | 0.6000 | 0.7500 | 1 |" in text
+    assert "DAT 4+4 - Transformer 8+0: +0.2500 test accuracy (1 seed: too few" in text
+    assert "no published curve belongs to these models" in text
+
+
+def test_a_label_names_the_checksum_only_where_nothing_else_tells_runs_apart():
+    one = {"n_heads": 8, "n_ra": 4, "level": "easy", "sha256": "aa"}
+    assert labels([one, {**one, "level": "hard", "sha256": "bb"}]) == ["DAT 4+4, level=easy", "DAT 4+4, level=hard"]
+    assert labels([one, {**one, "sha256": "bb"}]) == ["DAT 4+4, sha256=aa", "DAT 4+4, sha256=bb"]
+    assert labels([one, {**one, "n_ra": 0, "sha256": "bb"}]) == [
+        "DAT 4+4, sha256=aa", "Transformer 8+0, sha256=bb"]           # on different data
+
+
+def test_groups_are_named_by_what_sets_them_apart_and_pairs_share_everything_else(tmp_path, shown):
+    language_run(tmp_path / "a", 4, 1, [5.5, 1.4], symmetric=True, d_model=128)
+    language_run(tmp_path / "b", 4, 1, [5.5, 1.5], symmetric=False, d_model=128)
+    language_run(tmp_path / "c", 0, 1, [5.5, 1.3], symmetric=False, d_model=128)
+    language_run(tmp_path / "w", 0, 1, [5.5, 1.2], symmetric=False, d_model=256)     # another width: no baseline
+    text = shown(f"--runs={tmp_path}")
+    assert ("DAT 4+4, symmetric=True, d_model=128 - Transformer 8+0, d_model=128: +0.1000 nats per token "
+            "(1 seed: too few to tell from noise; try --seed=1,2,3)") in text
+    assert "- Transformer 8+0, d_model=256" not in text
+
+
+def test_unfinished_runs_are_drawn_but_not_counted(tmp_path, shown):
+    for seed in (1, 2, 3):
+        language_run(tmp_path / f"t{seed}", 0, seed, [5.5, 1.5 + seed / 100])
+    change(tmp_path / "t3", finished=False)
+    text = shown(f"--runs={tmp_path}")
+    assert "| 1.5150 | 4.549 | 2.1857 | 2 |" in text and "not finished, drawn but not counted: 1 of 3 runs" in text
+    fig = curves.draw(group_runs([load_run(tmp_path / f"t{seed}") for seed in (1, 2, 3)]))
+    assert "Transformer 8+0, mean of 3 seeds" in {line.get_label() for line in fig.axes[0].lines}
+    for seed in (1, 2):
+        change(tmp_path / f"t{seed}", finished=False)
+    assert "no finished run yet" in shown(f"--runs={tmp_path}")
+
+
+def test_a_matched_baseline_belongs_to_the_dat_whose_parameters_it_has(tmp_path, shown):
+    for name, n_ra, n_parameters, d_ff in [("a", 4, 1000, None), ("b", 2, 1500, None),
+                                           ("A", 0, 1002, 7), ("B", 0, 1498, 9)]:
+        language_run(tmp_path / name, n_ra, 1, [5.5, 1.5], d_ff=d_ff)
+        change(tmp_path / name, n_parameters=n_parameters)
+    assert [line.split(":")[0] for line in shown(f"--runs={tmp_path}").splitlines() if " - Transformer" in line] == [
+        "DAT 4+4, d_ff=default - Transformer 8+0, d_ff=7", "DAT 6+2, d_ff=default - Transformer 8+0, d_ff=9"]
+
+
+def test_seeds_on_different_data_are_not_one_group(tmp_path, shown):
+    for seed in (1, 2):
+        language_run(tmp_path / f"t{seed}", 0, seed, [5.5, 1.5])
+    language_run(tmp_path / "t3", 0, 3, [5.5, 1.5], facts={"sha256": "f" * 64})          # the file had been edited
+    text = shown(f"--runs={tmp_path}")
+    assert "| Transformer 8+0, sha256=00000000 |" in text and "| Transformer 8+0, sha256=ffffffff |" in text
+    language_run(tmp_path / "t4", 0, 4, [5.5, 1.5], facts={"dtype": "torch.bfloat16"})
+    assert "| Transformer 8+0, sha256=00000000, dtype=torch.bfloat16 |" in shown(f"--runs={tmp_path}")
+
+
+def test_a_seed_counts_once(tmp_path, shown):
+    for name, loss in (("older", 1.3), ("newer", 1.5)):
+        language_run(tmp_path / name, 0, 1, [5.5, loss])
+    os.utime(tmp_path / "older" / "log.csv", (1, 1))
+    text = shown(f"--runs={tmp_path}")
+    assert "| 1.5000 | 4.482 | 2.1640 | 1 |" in text and "left out, for a newer one" in text
+    assert shown(f"--runs={tmp_path / 'newer'},{tmp_path / 'newer'}").count("1.5000 | 4.482 | 2.1640 | 1 |") == 1
+
+
+# ---- curves of language models ---------------------------------------------------------------------------------------
+
+def test_losses_have_an_axis_in_bits_per_byte_if_it_serves_all_runs(tmp_path):
+    for name, n_ra, bytes_per_token in (("a", 4, 4.0), ("b", 0, 4.0), ("c", 0, 1.0)):
+        language_run(tmp_path / name, n_ra, 1, [5.5, 1.5], facts={"bytes_per_token": bytes_per_token})
+
+    def right_axes(names):
+        fig = curves.draw(group_runs([load_run(tmp_path / name) for name in names]))
+        return [axis for ax in fig.axes for axis in ax.child_axes]
+    to_bits = [axis._functions[0] for axis in right_axes("ab")]
+    assert len(to_bits) == 2 and to_bits[0](4 * np.log(2)) == pytest.approx(1)        # one bit for each of four bytes
+    assert not right_axes("abc")
+
+
+def test_the_papers_losses_on_tinystories_stand_beside_its_models(tmp_path, shown):
+    whole = {"tokenizer": "gpt2", "bytes": curves.TINYSTORIES_BYTES}
+    model = dict(d_model=64, n_layers=5, symbols="symbolic", symmetric=False, activation="swiglu", max_len=512)
+    language_run(tmp_path / "a", 4, 1, [5.5, 1.5], facts=whole, **model)
+    language_run(tmp_path / "b", 0, 1, [5.5, 1.5], facts=whole, **{**model, "n_layers": 99})
+    language_run(tmp_path / "c", 4, 1, [5.5, 1.5], facts={**whole, "bytes": 10 ** 7, "sha256": "f" * 64}, **model)
+    runs = [load_run(tmp_path / name) for name in "abc"]
+    assert [curves.published(run).shape for run in runs] == [(2, 50), (2, 0), (2, 0)]
+    axes = curves.draw(group_runs(runs)).axes
+    assert [sum("published" in line.get_label() for line in ax.lines) for ax in axes] == [0, 0, 0, 0, 1, 0]
+    assert axes[4].get_xscale() == "log"
+    assert f"| {curves.published(runs[0])[1][-1]:.3f} | 1 |" in shown(f"--runs={tmp_path}")
+
+
+# ---- how it looks ----------------------------------------------------------------------------------------------------
+
+def test_transformers_are_gray_and_no_two_models_look_alike():
+    names = [f"DAT 4+4, d_ff={i}" for i in range(12)] + [f"Transformer 8+0, d_ff={i}" for i in range(6)]
+    looks = drawing.styles(names)
+    assert len({tuple(look.values()) for look in looks.values()}) == len(names)
+    for name, look in looks.items():
+        assert (np.ptp(to_rgb(look["color"])) == 0) == name.startswith("Transformer") and look["ls"] != "--"
+
+
+@pytest.mark.figures
+def test_the_legend_is_whole_and_clear_of_the_panels():
+    with drawing.house_style():
+        fig, axes = drawing.panels(1, 2, 5, 2.6)
+        for n in range(1, 12):
+            axes[0, 0].plot([1, 2], [3, 4], label="DAT 4+4" + ", a_long_option=True" * n)
+        drawing.legend_below(fig)
+        fig.draw_without_rendering()
+    legend = fig.legends[0].get_window_extent()
+    assert min(legend.p0) >= 0 and legend.x1 <= fig.bbox.x1
+    for ax in axes[0]:
+        assert ax.get_tightbbox().y0 >= legend.y1 and ax.get_window_extent().height > 100

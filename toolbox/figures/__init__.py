@@ -1,0 +1,58 @@
+"""Figures and tables of runs, from their folders or from recorded CSV files. Nothing is trained here.
+
+What is drawn depends on what the runs are: mathematics and Relational Games have figures of their own, as in the paper.
+"""
+import os
+from pathlib import Path
+
+# Figures go to files, never to a display. (Jupyter sets MPLBACKEND to a module that need not be installed here. Then
+# even `import matplotlib` would fail.)
+os.environ["MPLBACKEND"] = "Agg"
+
+from toolbox.figures import curves, drawing, mathematics, relational_games             # noqa: E402
+from toolbox.figures.runs import load_run, read_csv                                    # noqa: E402
+
+
+def report(folders, out_dir, paper=False):
+    """Draws the runs in these folders, writes table.md, prints the table and the names of the files, all in out_dir.
+
+    paper: draw the published curves behind ours. Raises ValueError for what is no run, or runs of different kinds.
+    """
+    runs = [load_run(folder) for folder in dict.fromkeys(map(Path, folders))]          # none of them twice
+    kinds = {kind_of(run["options"]) for run in runs}
+    if len(kinds) > 1:
+        raise ValueError("these runs are of different kinds: give the folders of one kind")
+    show(kinds.pop().report, runs, out_dir, paper)
+
+
+def redraw(paths, out_dir, paper=False):
+    """The same from results.csv of Relational Games or curves.csv of mathematics; several files in one figure."""
+    rows, kinds = [], set()
+    for path in dict.fromkeys(map(Path, paths)):
+        new = read_csv(path)
+        rows += [{**row, "file": f"{path.parent.name}/{path.name}"} for row in new]
+        columns = new[0].keys() if new else set()
+        kind = kind_of(columns)
+        if kind is curves or not kind.NEEDED <= columns:
+            raise ValueError(f"{path} has neither results of Relational Games nor curves of mathematics")
+        if any(None in row or None in row.values() for row in new):
+            raise ValueError(f"{path} is damaged: not all of its rows have {len(columns)} cells")
+        kinds.add(kind)
+    if len(kinds) > 1:
+        raise ValueError("these files are of different kinds: give those of one kind")
+    show(kinds.pop().redraw, rows, out_dir, paper)
+
+
+def kind_of(names):
+    """The module that draws runs which have options of these names."""
+    if "module" in names:
+        return mathematics
+    return relational_games if {"task", "train_size"} <= set(names) else curves
+
+
+def show(write, what, out_dir, paper):
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with drawing.house_style():
+        text, files = write(what, out_dir, paper)
+    print(*([f"\n{text}\n"] if text else []), *files, sep="\n")

@@ -1,0 +1,18 @@
+"""Some test images, with the class that the model predicts for each."""
+from matplotlib.figure import Figure
+
+from toolbox.figures.drawing import house_style
+
+
+def draw_predictions(images, labels, probabilities, class_names, path, columns=8):
+    """images uint8 (N, 3, H, W), labels (N,), probabilities (N, n_classes); below a wrong answer stands the right one."""
+    rows = -(-len(images) // columns)
+    with house_style():
+        fig = Figure(figsize=(1.25 * columns, 1.5 * rows), layout="constrained")
+        for i, (image, label, p) in enumerate(zip(images, labels, probabilities)):
+            ax, k = fig.add_subplot(rows, columns, i + 1), int(p.argmax())
+            ax.axis("off")
+            ax.imshow(image.transpose(1, 2, 0))
+            truth = "" if k == label else f"\nis {class_names[label]}"
+            ax.set_title(f"{class_names[k]} {p[k]:.0%}{truth}", fontsize=8, color="#cc3311" if truth else "black")
+        fig.savefig(path, dpi=110)

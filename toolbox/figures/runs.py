@@ -1,0 +1,138 @@
+"""Reads run folders; tells which runs form a group of seeds, what to call it, and which Transformer is its baseline.
+
+A run is a dict: what config.json holds (options, facts, n_parameters, finished, ...), and its log by columns.
+"""
+import csv
+import json
+
+import numpy as np
+
+from toolbox.run import NOT_COMPARED
+from toolbox.training import RELATIONAL
+
+
+def run_folders(folder):
+    """The folders of runs in `folder`, sorted by name: neither replaced runs (*.old) nor runs without a row yet."""
+    return sorted(path.parent for path in folder.glob("*/log.csv") if path.parent.suffix != ".old"
+                  and len(path.read_text(encoding="utf-8").splitlines()) > 1)
+
+
+def load_run(folder):
+    """-> config.json as a dict, with `log` {column: array, NaN for an empty cell} and `written`, the time of the log.
+
+    A step may have two rows: training loss and speed in one, what was validated in the other.
+    Raises ValueError if this is not a run's folder, or if a file in it is damaged.
+    """
+    try:
+        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is not the folder of a run: no config.json in it") from None
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not {"options", "facts", "n_parameters", "finished"} <= record.keys():
+        raise ValueError(f"{folder / 'config.json'} is damaged")
+    path = folder / "log.csv"
+    rows = read_csv(path)
+    if not rows:
+        raise ValueError(f"{path} has no rows yet")
+    try:
+        record["log"] = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
+    except (ValueError, TypeError):
+        raise ValueError(f"{path} is damaged") from None
+    record["written"] = path.stat().st_mtime
+    return record
+
+
+def read_csv(path):
+    """The rows of a CSV file as dicts of strings. Raises ValueError if there is no such file."""
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            return list(csv.DictReader(f))
+    except FileNotFoundError:
+        raise ValueError(f"no file {path}") from None
+
+
+def write_csv(path, columns, rows):
+    """rows: dicts; a column that a row lacks stays empty."""
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# ---- values of a run -------------------------------------------------------------------------------------------------
+
+def unit_of(runs):
+    """What the runs count besides steps: tokens, problems or images. It is the second column of a log."""
+    units = {list(run["log"])[1] for run in runs}
+    if len(units) > 1:
+        raise ValueError(f"these runs count {' and '.join(sorted(units))}: they cannot be compared")
+    return units.pop()
+
+
+def measured(run, column):
+    """Row numbers of the log in which `column` has a value."""
+    return np.flatnonzero(~np.isnan(run["log"][column]))
+
+
+def final(run, metric):
+    """The finished model's score, or else the metric's last value in the log: the final step's, not the best one."""
+    if metric in run.get("scores", {}):
+        return run["scores"][metric]
+    return run["log"][metric][measured(run, metric)[-1]]
+
+
+def speed(run):
+    """Tokens (or what the run counts) per second, without evaluation: the median over the log's rows."""
+    speeds = run["log"][f"{unit_of([run])}_per_s"]
+    return float(np.median(speeds[speeds > 0]))                       # NaN and 0: rows without a training step
+
+
+# ---- groups ----------------------------------------------------------------------------------------------------------
+
+def group_runs(runs):
+    """{label: runs that differ in nothing but their seed, sorted by seed}; DATs come before Transformers.
+
+    Of several runs with the same seed only the newest is kept: a seed counts once.
+    """
+    runs = sorted(runs, key=lambda run: (run["options"]["n_ra"] == 0, run["options"]["seed"], run["written"]))
+    groups = {}
+    for run, label in zip(runs, labels([identity(run) for run in runs])):
+        groups.setdefault(label, {})[run["options"]["seed"]] = run    # a newer run replaces an older one
+    return {label: list(by_seed.values()) for label, by_seed in groups.items()}
+
+
+def identity(run):
+    """All that defines a run besides its seed: its options, and the data and dtype that it really had."""
+    skipped = ("seed", *NOT_COMPARED, *(RELATIONAL if run["options"]["n_ra"] == 0 else ()))
+    options = {k: "default" if v is None else v for k, v in run["options"].items() if k not in skipped}
+    dtype = run["facts"].get("dtype", options.get("dtype"))           # the option may be "auto"
+    return {**options, "data": run["facts"]["data"], "sha256": run["facts"]["sha256"][:8], "dtype": dtype}
+
+
+def labels(identities):
+    """A name for each dict of options: its heads, as in 'DAT 4+4', and the options in which the dicts differ."""
+    names = dict.fromkeys(name for one in identities for name in one if name not in ("n_ra", "n_heads"))
+    differing = [name for name in names if len({str(one[name]) for one in identities if name in one}) > 1]
+
+    def n_kinds(names):
+        return len({tuple(str(one.get(name)) for name in names) for one in identities})
+    without = [name for name in differing if name != "sha256"]
+    if n_kinds(without) == n_kinds(differing):                        # a checksum only where nothing else differs
+        differing = without
+    return [", ".join([f"{'DAT' if one['n_ra'] else 'Transformer'} {one['n_heads'] - one['n_ra']}+{one['n_ra']}",
+                       *(f"{name}={one[name]}" for name in differing if name in one)]) for one in identities]
+
+
+def comparable(run, baseline):
+    """True for a DAT and a Transformer with the same data and options, but for those that make a DAT.
+
+    A Transformer of another d_ff is the baseline of the DAT that has as many parameters, within 1% (--match_params).
+    """
+    if not run["options"]["n_ra"] or baseline["options"]["n_ra"]:
+        return False
+    apart = ("n_ra", "seed", "d_ff", *RELATIONAL, *NOT_COMPARED)
+    mine, theirs = ({k: v for k, v in one["options"].items() if k not in apart} for one in (run, baseline))
+    same_width = (run["options"]["d_ff"] == baseline["options"]["d_ff"]
+                  or abs(run["n_parameters"] / baseline["n_parameters"] - 1) <= 0.01)
+    return mine == theirs and run["facts"] == baseline["facts"] and same_width

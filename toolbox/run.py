@@ -1,0 +1,305 @@
+"""The folder of one training: config.json (what it is), log.csv (how it went), last.pt and best.pt (checkpoints).
+
+    run = Run(cfg, facts, unit="tokens", per_step=2048, metrics=("val_loss",))
+    if not run.reusable():                            # finished before, with the same options, data, code and torch?
+        with run:                                     # holds the folder's lock
+            run.begin(model, optimizer, device)       # a new folder; with --resume the state of its last checkpoint
+            for step in range(run.step + 1, cfg.max_steps + 1):
+                ...
+                run.add(loss, gradient_norm)          # kept on the device, no waiting
+                run.log(step, train_loss=run.mean_loss(), lr=lr)
+                run.save("last.pt", step, model, optimizer)
+            run.finish()
+
+The script decides when. Nothing that is not finite (NaN, infinity) is logged or saved: the script ends instead.
+Among several processes (toolbox/distributed.py) all call these methods, and process 0 alone writes.
+"""
+import csv
+import hashlib
+import json
+import math
+import re
+import shlex
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from toolbox import distributed
+from toolbox.files import try_lock, write_atomically
+from toolbox.options import fail
+
+ROOT = Path(__file__).parents[1]
+# the files on which a result depends, besides the script itself
+CODE = ["attention.py", "relational_attention.py", "symbols.py", "model.py", "extras/blocked.py", "toolbox/training.py",
+        "toolbox/run.py", "toolbox/distributed.py", "data/**/*.py"]
+# Options that do not define a run: where it computes, reads and writes; which other runs are made or drawn beside it;
+# how a step is cut into pieces, which changes it by rounding (and by which neurons drop out) only; further test data.
+NOT_COMPARED = ("device", "out_dir", "data_dir", "workers", "resume", "baseline", "match_params", "sweep", "paper",
+                "micro_batch", "recompute", "test_data")
+# Not in its folder's name: heads and seed, which stand first in it; what the tokenizer decides; what changes its log
+# alone. (In config.json these are compared.)
+NOT_NAMED = ("n_heads", "n_ra", "seed", "vocab_size", "eval_every", "log_every", *NOT_COMPARED)
+
+
+def code_hash(cfg):
+    """One SHA-256 over the project's files on which a result of this script's options depends."""
+    script = Path(sys.modules[type(cfg).__module__].__file__)
+    paths = [script, *sorted(path for pattern in CODE for path in ROOT.glob(pattern))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def run_name(cfg):
+    """sa4_ra4_seed1, followed by every option that is not at its default (of a path, the file's name)."""
+    changed = {f.name: getattr(cfg, f.name) for f in fields(cfg)
+               if f.name not in NOT_NAMED and getattr(cfg, f.name) != f.default}
+    parts = [f"{name}={Path(value).name if isinstance(value, str) else value}" for name, value in changed.items()]
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join([f"sa{cfg.n_sa}_ra{cfg.n_ra}_seed{cfg.seed}", *parts]))
+    return name if len(name) < 120 else f"{name[:100]}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+
+
+def load_checkpoint(path):
+    """What Run.save wrote: {"options", "facts", "model", ...}. ValueError, of one line, if it is missing or damaged."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"no checkpoint at {path}") from None
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:               # pickle, zip and torch each raise errors of their own here
+        reason = re.search("WeightsUnpickler error: (.*)", str(error)) or re.match("(.*)", str(error))
+        raise ValueError(f"{path} is not a checkpoint of this project, or damaged: {reason[1][:200]}") from None
+    if not isinstance(checkpoint, dict) or not {"options", "facts", "model"} <= checkpoint.keys():
+        raise ValueError(f"{path} is not a checkpoint of this project")
+    return checkpoint
+
+
+def load_weights(model, weights, path):
+    """Raises ValueError, naming the first tensor that does not fit, if the checkpoint is of another shape."""
+    own = model.state_dict()
+    for name in [*own, *weights]:
+        has, needs = (tuple(d[name].shape) if name in d else "absent" for d in (weights, own))
+        if has != needs:
+            raise ValueError(f"{path} is of another shape: {name} is {has} there, {needs} in this model")
+    model.load_state_dict(weights)
+
+
+class Run:
+    """See the top of this file.
+
+    facts: what else defines the run (the data's size and SHA-256, the precision), plain Python values; kept in
+    config.json and compared before a run is reused. unit: what the log counts, per_step of them in a step.
+    metrics: the further columns of the log. max_steps: default cfg.max_steps.
+    """
+
+    def __init__(self, cfg, facts, *, unit, per_step, metrics=(), max_steps=None):
+        self.cfg, self.folder, self.bar = cfg, Path(cfg.out_dir) / run_name(cfg), None
+        self.unit, self.per_step, self.max_steps = unit, per_step, max_steps or cfg.max_steps
+        self.columns = ["step", unit, "train_loss", *metrics, "lr", f"{unit}_per_s", "seconds"]
+        self.record = {"options": asdict(cfg), "facts": facts, "code": code_hash(cfg),
+                       "command": shlex.join(["python", *sys.argv]), "torch": torch.__version__, "finished": False}
+        self.step, self.best = 0, math.inf                             # of the last checkpoint
+        self.losses, self.norms, self.read = [], [], []                # since the last row: on the device; read from it
+        self.seconds, self.since = 0.0, None                           # on the clock; since when it runs
+        self.row = {"step": 0, "seconds": 0.0}                         # of the last training row
+
+    # ---- is it new, finished, or to be resumed? ----
+
+    def found(self):
+        """The folder's config.json if it describes this very run (same options and facts), else None."""
+        try:
+            record = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):                        # none, or damaged
+            return None
+        if not isinstance(record, dict) or not self.record.keys() <= record.keys():
+            return None
+        then, now = ({k: v for k, v in r["options"].items() if k not in NOT_COMPARED} for r in (record, self.record))
+        return record if then == now and record["facts"] == self.record["facts"] else None
+
+    def reusable(self, quiet=False):
+        """True, and says so, if this run was finished before with the same options, data, code and torch."""
+        record = self.found() if distributed.RANK == 0 else None       # process 0 decides
+        reuse = bool(record and record["finished"] and all(record[k] == self.record[k] for k in ("code", "torch")))
+        if reuse and not quiet:
+            print(f"{self.folder}: finished before with the same options, data, code and torch: reused")
+        self.record = record if reuse else self.record
+        return distributed.total([reuse])[0] > 0
+
+    def __enter__(self):
+        """Ends the script with one line if another process trains this run."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        if distributed.RANK == 0:
+            self.lock = open(self.folder.with_name(f".{self.folder.name}.lock"), "a")  # freed when the process ends
+            if not try_lock(self.lock):
+                self.lock.close()
+                fail(f"another process is training {self.folder}: wait for it, or give another --out_dir")
+        return self
+
+    def __exit__(self, *error):
+        if self.bar is not None:
+            self.bar.close()
+        if distributed.RANK == 0:
+            self.lock.close()
+
+    def begin(self, model, optimizer, device):
+        """Starts the folder, or with --resume loads its last checkpoint. An old folder is moved to <folder>.old."""
+        last = self.folder / "last.pt"
+        self.device = device
+        self.record.update(device=str(device), n_parameters=sum(p.numel() for p in model.parameters()))
+        if distributed.WORLD > 1:
+            self.record["processes"] = distributed.WORLD
+        if distributed.RANK == 0:
+            found = self.found()
+            if self.cfg.resume and last.exists() and not (found and found["finished"]):    # finished: by other code
+                self.restore(last, found, model, optimizer)
+            else:
+                self.start_folder()
+            self.write_record()
+        self.step = round(distributed.total([self.step])[0])           # 0 in all processes but the first
+        if distributed.RANK and self.step:
+            state = load_checkpoint(last)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        self.bar = self.bar or tqdm(total=self.max_steps, initial=self.step, leave=False,
+                                    disable=distributed.RANK > 0 or not sys.stderr.isatty(),
+                                    bar_format="{n_fmt}/{total_fmt} |{bar:20}| {remaining} left{postfix}")
+        self.since = time.perf_counter()
+
+    def start_folder(self):
+        if self.cfg.resume:
+            print(f"{self.folder}: nothing to resume, starting at step 0")
+        if self.folder.exists():
+            old = self.folder.with_name(self.folder.name + ".old")
+            print(f"{self.folder}: the earlier run moves to {old.name}"
+                  + (", in place of the one there" if old.exists() else ""))
+            shutil.rmtree(old, ignore_errors=True)
+            self.folder.rename(old)
+        self.folder.mkdir(parents=True)
+        self.write_log([])
+
+    def restore(self, path, record, model, optimizer):
+        """Loads the checkpoint at `path`; `record` is its folder's config.json as `found`."""
+        if record is None:
+            raise ValueError(f"{self.folder} holds a run with other options or data: start anew without --resume")
+        state = load_checkpoint(path)
+        if record["code"] != self.record["code"]:
+            print(f"{self.folder}: the code has changed since this run began; it will not count as reusable")
+            self.record["code"] = "changed during the run"
+        load_weights(model, state["model"], path)
+        optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best, self.seconds, self.read, self.row = (
+            state[name] for name in ("step", "best", "seconds", "losses", "row"))
+        with open(self.folder / "log.csv", newline="", encoding="utf-8") as f:
+            self.write_log([row for row in csv.DictReader(f) if int(row["step"]) <= self.step])    # later ones repeat
+        print(f"{self.folder}: resuming after step {self.step}")
+
+    # ---- while it trains ----
+
+    def add(self, loss, gradient_norm=None):
+        """One step's loss (this process's share of the mean) and gradient norm: tensors, which are not read yet."""
+        self.losses.append(loss.detach())
+        self.norms += [gradient_norm.detach()] if gradient_norm is not None else []
+        self.bar.update()
+
+    def check(self):
+        """Reads the losses and norms of the last steps from the device; ends the script if one is not finite."""
+        if not self.losses:
+            return
+        losses = distributed.total(torch.stack(self.losses).tolist())
+        norms = torch.stack(self.norms).tolist() if self.norms else []
+        self.read, self.losses, self.norms = self.read + losses, [], []
+        for name, values in (("train_loss", losses), ("gradient norm", norms)):
+            self.stop_unless_finite(name, values)
+
+    def stop_unless_finite(self, name, values):
+        wrong = [value for value in values if not math.isfinite(value)]
+        if not wrong:
+            return
+        last = self.folder / "last.pt"
+        kept = f"{last} is the last good checkpoint" if last.exists() else "no checkpoint had been written yet"
+        self.bar.close()
+        print(f"{self.folder.name}: {name} {wrong[0]}: stopped; {kept}. A lower --learning_rate or more "
+              f"--warmup_steps may help", file=sys.stderr)
+        raise SystemExit(1)
+
+    def mean_loss(self):
+        """Mean of the losses since the last call."""
+        self.check()
+        mean, self.read = sum(self.read) / len(self.read), []
+        return mean
+
+    @contextmanager
+    def paused(self):
+        """Around evaluation: its time does not count. (On a GPU, waits for the work that is under way.)"""
+        self.clock()
+        self.since = None
+        yield
+        self.since = time.perf_counter()
+
+    def clock(self):
+        """Seconds of training so far."""
+        if self.since is not None:
+            if self.device.type in ("cuda", "mps"):
+                getattr(torch, self.device.type).synchronize()
+            now = time.perf_counter()
+            self.seconds, self.since = self.seconds + now - self.since, now
+        return self.seconds
+
+    def log(self, step, train_loss=None, lr=None, **metrics):
+        """Appends a row to log.csv, with the speed since the last row that had a training loss; shows it, too."""
+        values = {**({} if train_loss is None else {"train_loss": train_loss}), **metrics}
+        for name, value in values.items():
+            self.stop_unless_finite(name, [value])
+        row = {"step": step, self.unit: step * self.per_step, **values, "seconds": round(self.clock(), 3)}
+        text = f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  " + "  ".join(
+            f"{name} {value:.4f}" for name, value in values.items())
+        if train_loss is not None:
+            speed = (step - self.row["step"]) * self.per_step / max(1e-9, self.seconds - self.row["seconds"])
+            row |= {"lr": lr, f"{self.unit}_per_s": round(speed)}
+            self.row = {"step": step, "seconds": self.seconds}
+            left = (self.max_steps - step) * self.seconds / step
+            text += f"  {speed:,.0f} {self.unit}/s  {left:.0f} s left"
+            self.bar.set_postfix_str(f"train_loss {train_loss:.4f}  {speed:,.0f} {self.unit}/s")
+        if distributed.RANK == 0:
+            with open(self.folder / "log.csv", "a", newline="", encoding="utf-8") as f:
+                csv.DictWriter(f, self.columns).writerow(row)
+            if self.bar.disable or metrics:                            # on a terminal the bar shows training rows
+                self.bar.write(text)
+
+    def save(self, name, step, model, optimizer):
+        """Writes a checkpoint, unless a loss since the last one was not finite."""
+        self.check()
+        state = {"options": self.record["options"], "facts": self.record["facts"], "step": step,
+                 "model": model.state_dict(), "optimizer": optimizer.state_dict(), "seconds": self.clock(),
+                 "best": self.best, "losses": self.read, "row": self.row}
+        if distributed.RANK == 0:
+            write_atomically(self.folder / name, lambda path: torch.save(state, path))
+
+    def stop(self, step):
+        """Ends the script after Ctrl-C or SIGTERM, for which it has saved."""
+        self.bar.close()
+        print(f"\nstopped after step {step} and saved; continue with the same command and --resume")
+        raise SystemExit(130)
+
+    def finish(self, **results):
+        """Marks the run as finished; results, such as scores={...}, are kept in config.json."""
+        self.record.update(finished=True, **results)
+        self.write_record()
+
+    def write_record(self):
+        text = json.dumps(self.record, indent=2)
+        if distributed.RANK == 0:
+            write_atomically(self.folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def write_log(self, rows):
+        def write(path):
+            with open(path, "w", newline="", encoding="utf-8") as f:
+                writer = csv.DictWriter(f, self.columns)
+                writer.writeheader()
+                writer.writerows(rows)
+        write_atomically(self.folder / "log.csv", write)
