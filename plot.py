@@ -15,7 +15,7 @@ from toolbox.options import fail, one_line_errors, parse_options, start
 
 @dataclass
 class Options:
-    runs: str = ""                          # folders of runs, runs, or CSV files; several separated by commas
+    runs: str = ""                          # a folder of runs, single runs, or CSV files; several separated by commas
     paper: bool = False                     # draw the published curves behind ours
     out_dir: str = ""                       # where figures and table go; default: beside the (first) run or file
 
@@ -23,7 +23,7 @@ class Options:
 def main(argv=None):
     options, = parse_options(Options, argv=argv)
     if not options.runs:
-        fail("give --runs=FOLDER, a folder of runs such as out/lm, or the file of recorded ones")
+        fail("give --runs=FOLDER (a folder of runs, such as out/lm) or --runs=FILE.csv")
     paths = [Path(part) for part in options.runs.split(",")]
     with one_line_errors():
         if any(path.suffix == ".csv" for path in paths):

@@ -76,26 +76,6 @@ class Config(training.TrainingOptions, TransformerConfig):
             raise ValueError(f"the DAT cannot have --dat_n_kv_heads={self.dat_n_kv_heads}: {error}") from None
 
 
-def make_model(cfg, data):
-    return VisionTransformer(model_config(asdict(cfg)), image_size=data.size, patch_size=cfg.patch_size,
-                             n_classes=data.n_classes, pool=cfg.pool)
-
-
-def make_optimizer(model, cfg):
-    """AdamW as everywhere else here, or the Adam of the published CIFAR runs."""
-    if cfg.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2),
-                                weight_decay=cfg.weight_decay)
-    return training.make_optimizer(model, cfg)
-
-
-def for_training(x, y, cfg, data):
-    """Images (B, 3, H, W) and labels (B,) -> augmented and normalised pixels, and probabilities (B, n_classes)."""
-    x, y = augment.augmented(x, y, n_classes=data.n_classes, padding=cfg.crop_padding, flip=cfg.flip,
-                             mixup=cfg.mixup, cutmix=cfg.cutmix, smoothing=cfg.label_smoothing)
-    return augment.normalised(x, data.mean, data.std), y
-
-
 def train(cfg, run, data, device, dtype, stop_requested):
     """One run, from its first step or its last checkpoint to max_steps."""
     with one_line_errors():
@@ -144,6 +124,26 @@ def train(cfg, run, data, device, dtype, stop_requested):
             run.save("last.pt", step, model, optimizer)
             run.stop(step)
     run.finish()
+
+
+def make_model(cfg, data):
+    return VisionTransformer(model_config(asdict(cfg)), image_size=data.size, patch_size=cfg.patch_size,
+                             n_classes=data.n_classes, pool=cfg.pool)
+
+
+def make_optimizer(model, cfg):
+    """AdamW as everywhere else here, or the Adam of the published CIFAR runs."""
+    if cfg.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2),
+                                weight_decay=cfg.weight_decay)
+    return training.make_optimizer(model, cfg)
+
+
+def for_training(x, y, cfg, data):
+    """Images (B, 3, H, W) and labels (B,) -> augmented and normalised pixels, and probabilities (B, n_classes)."""
+    x, y = augment.augmented(x, y, n_classes=data.n_classes, padding=cfg.crop_padding, flip=cfg.flip,
+                             mixup=cfg.mixup, cutmix=cfg.cutmix, smoothing=cfg.label_smoothing)
+    return augment.normalised(x, data.mean, data.std), y
 
 
 @torch.no_grad()

@@ -88,7 +88,8 @@ def parse_options(Config, presets=None, argv=None, grid=None):
         parser.add_argument("--preset", choices=presets, default=argparse.SUPPRESS,
                             help="a named set of options; further options override it")
     kinds, comments, groups = get_type_hints(Config), *comments_and_groups(Config)
-    shown = {name: parser.add_argument_group(name) if name else parser for name in dict.fromkeys(groups.values())}
+    names = sorted(dict.fromkeys(groups.values()), key=lambda name: name in ("training", "running"))   # these come last
+    shown = {name: parser.add_argument_group(name) if name else parser for name in names}
     for f in fields(Config):
         kind = kinds[f.name]
         flag = dict(nargs="?", const="True") if kind is bool else {}                 # --compile means --compile=True
@@ -119,10 +120,12 @@ def agreed(configs, names):
 def comments_and_groups(Config):
     """{field: the comment behind it}, {field: the comment line above its group}, from the source of all its classes.
 
-    A class that redefines a field overrides its comment, and the group in which it was first defined stays.
+    A class that redefines a field overrides its comment; the field stays in its group. What a script adds to the model's
+    options before its first comment line belongs to them.
     """
-    comments, groups, group = {}, {}, ""
+    comments, groups = {}, {}
     for cls in reversed(Config.__mro__[:-1]):
+        group = "model" if "model" in groups.values() else ""
         for line in inspect.getsource(cls).splitlines():
             if heading := re.fullmatch(r"    # (.*)", line):
                 group = heading[1]

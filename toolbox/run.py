@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from toolbox import distributed
 from toolbox.files import try_lock, write_atomically
-from toolbox.options import fail
+from toolbox.options import fail, one_line_errors
 
 ROOT = Path(__file__).parents[1]
 # the files on which a result depends, besides the script itself
@@ -114,7 +114,7 @@ class Run:
         """The folder's config.json if it describes this very run (same options and facts), else None."""
         try:
             record = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):                        # none, or damaged
+        except (OSError, ValueError):                                  # none, or damaged
             return None
         if not isinstance(record, dict) or not self.record.keys() <= record.keys():
             return None
@@ -132,10 +132,11 @@ class Run:
 
     def __enter__(self):
         """Ends the script with one line if another process trains this run."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         if distributed.RANK == 0:
-            self.lock = open(self.folder.with_name(f".{self.folder.name}.lock"), "a")  # freed when the process ends
-            if not try_lock(self.lock):
+            with one_line_errors():
+                self.folder.parent.mkdir(parents=True, exist_ok=True)
+                self.lock = open(self.folder.with_name(f".{self.folder.name}.lock"), "a")
+            if not try_lock(self.lock):                                # freed when the process ends
                 self.lock.close()
                 fail(f"another process is training {self.folder}: wait for it, or give another --out_dir")
         return self

@@ -24,7 +24,7 @@ INT = r"(?<!\d)(?:0|[1-9]\d*)(?!\d)"
 WORD = rf"(?:{INT}|[a-z*/()]|(?<=[ (*])-)+(?<![*/(])"
 KINDS = {"E": rf"({WORD}(?: [-+] {WORD})*)", "V": "([a-z])", "NTH": "(first|second|third)",
          "TERMS": rf"(-?{INT}(?:, -?{INT})+)"}
-TIMES = {None: 0, "": 1, "first": 1, "second": 2, "third": 3}       # number of differentiations, by NTH or an empty group
+TIMES = {None: 0, "": 1, "first": 1, "second": 2, "third": 3}       # NTH, or an empty group -> order of the derivative
 
 
 def _compile(*sentences):
@@ -171,7 +171,7 @@ def _differentiated(polynomial, gen, nth):
 
 
 def _polynomial(text, gens, numbers={}, functions={}):
-    """An expression as an element of the ring of `gens`. A generator takes precedence over a number of the same name."""
+    """An expression as an element of the ring of `gens`, which take precedence over numbers of the same name."""
     return next(iter(gens.values())).ring(_evaluate(text, numbers | gens, functions))
 
 

@@ -258,7 +258,7 @@ def test_a_refused_connection_is_an_error(path):
 
 
 @pytest.mark.parametrize("extra", [b"", b"too long"])
-def test_a_part_that_is_already_complete_or_too_long(server, path, extra):
+def test_a_complete_part_is_used_and_a_too_long_one_is_replaced(server, path, extra):
     path.parent.mkdir()
     part_of(path).write_bytes(BODY + extra)
     download(server.url, path, **QUICK)

@@ -131,7 +131,7 @@ def test_for_a_part_with_n_bytes_or_more_one_byte_is_requested(server, path, fir
     assert ranges(server) == [f"bytes={first - 1}-{first - 1}"] and server.requests[0]["n_bytes"] == 1
 
 
-def test_a_part_with_more_bytes_without_range_support(server, path):
+def test_a_part_with_more_bytes_is_replaced_if_the_server_has_no_ranges(server, path):
     put_part(path, BODY)
     server.faults = iter(["no range"])
     download(server.url, path, first=N, **QUICK)
@@ -147,14 +147,14 @@ def test_the_part_of_an_older_version_is_not_used(server, path, kept):
     assert path.read_bytes() == BODY[:N] and len(server.requests) == 2
 
 
-def test_a_part_that_is_a_complete_shorter_file(server, path):
+def test_a_part_that_is_a_complete_shorter_file_is_used(server, path):
     put_part(path, BODY)
     download(server.url, path, first=len(BODY) + 1000, **QUICK)
     assert path.read_bytes() == BODY
     assert ranges(server) == ["bytes=300000-300999"] and server.requests[0]["n_bytes"] == 0
 
 
-def test_a_part_that_is_longer_than_a_shorter_file(server, path):
+def test_a_part_that_is_longer_than_the_file_is_replaced(server, path):
     put_part(path, b"?" * (len(BODY) + 1))
     download(server.url, path, first=len(BODY) + 1, **QUICK)  # requests the byte after the last one
     assert path.read_bytes() == BODY and len(server.requests) == 2

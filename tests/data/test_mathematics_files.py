@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from data import mathematics
-from data.mathematics import END, LEVELS, MODULES, PAD, START, __main__, files, generate, split_of
+from data.mathematics import END, LEVELS, MODULES, PAD, START, files, generate, split_of
+from data.mathematics import __main__ as command
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------
@@ -52,7 +53,7 @@ def test_a_folder_is_split_by_the_same_rule_and_has_its_own_test_files(folder):
     assert list(tests) == ["interpolate"] and mathematics.text(tests["interpolate"][0][0]) == "Expand x*x."
     assert mathematics.test_files(folder, "polynomials__add") == {}
     write(folder / "train-hard/polynomials__expand.txt", generate("polynomials__expand", "hard", 59, seed=7)
-          + generate("polynomials__expand", "hard", 10, seed=8, split="val"))                  # other validation problems
+          + generate("polynomials__expand", "hard", 10, seed=8, split="val"))      # other validation problems
     assert mathematics.load(str(folder), "polynomials__expand", "all", 6, 7)[2]["sha256"] != facts["sha256"]
     assert {type(value) for value in facts.values()} == {str, int}     # a checkpoint can contain them
 
@@ -127,14 +128,14 @@ def test_the_command_prints_examples_or_compares_lengths_and_sentences(folder, c
     for module, level in itertools.product(MODULES, LEVELS):
         write(folder / f"train-{level}/{module}.txt", generate(module, level, 40, seed=2))
     write(folder / "train-easy/polynomials__expand.txt", [("Expand x*x now.", "x**2"), ("Expand 2*x.", "2*x")])
-    monkeypatch.setattr(__main__, "generate", lambda module, level, n, seed: generate(module, level, n // 40, seed))
-    __main__.main([f"--compare={folder}"])
+    monkeypatch.setattr(command, "generate", lambda module, level, n, seed: generate(module, level, n // 40, seed))
+    command.main([f"--compare={folder}"])
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 2 + 15 and all(row.count("|") == 11 for row in rows)
     cells = rows[2 + list(itertools.product(MODULES, LEVELS)).index(("polynomials__expand", "easy"))].split(" | ")
     assert cells[2:4] == ["2", "13.0 ± 2.8"] and cells[5] == "3.5 ± 0.7"
     assert cells[7:] == ["2", "1", "Expand _ now. |"]
     monkeypatch.undo()
-    __main__.main([])
+    command.main([])
     shown = capsys.readouterr().out
     assert all(f"\n{module}, {level}\n" in shown for module, level in itertools.product(MODULES, LEVELS))

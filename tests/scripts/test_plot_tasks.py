@@ -63,6 +63,13 @@ def test_modules_are_drawn_side_by_side_and_the_published_curves_behind(tmp_path
     assert len(mathematics.draw(rows_of(tmp_path / "curves.csv")).axes) == 4
 
 
+def test_a_run_that_has_only_begun_leaves_its_panels_empty(tmp_path, shown):
+    mathematics_run(tmp_path / "a", 4, 1, finished=False, scores={})
+    log = (tmp_path / "a/log.csv").read_text()
+    (tmp_path / "a/log.csv").write_text("\n".join(log.splitlines()[:2]) + "\n")           # validated at step 0
+    assert "no finished run yet" in shown(f"--runs={tmp_path}")
+
+
 def test_several_files_of_curves_go_into_one_figure(tmp_path, shown, monkeypatch):
     drawn = []
     monkeypatch.setattr(mathematics, "draw", lambda rows, paper: drawn.append(rows) or Figure())

@@ -35,8 +35,8 @@ TINYSTORIES_BYTES = 1_943_728_838           # of the whole text: TinyStories-tra
 def published(run):
     """Tokens read and validation loss of the paper's model, (2, n); n = 0 if this run trains none of them.
 
-    It does if every option of its model is theirs and its text is the whole of TinyStories in GPT-2's tokens. Theirs
-    are Llama's, another unit. Of most models only the end of the curve is known: n = 1.
+    It does if every option of its model is theirs and its text is the whole of TinyStories in GPT-2's tokens. (Their
+    tokens are Llama's, so losses per token compare roughly only.) Of most models the last loss alone is known: n = 1.
     """
     o, facts = run["options"], run["facts"]
     fixed = {name: value for name, value in THEIRS.items() if o["n_ra"] or name not in RELATIONAL}
@@ -65,7 +65,7 @@ def axis_title(metric, runs):
 def draw(groups):
     """A row for the training loss and each metric, against steps, tokens and seconds -> Figure.
 
-    On the right, bits per byte, if they are the same number of nats per token in all runs.
+    On the right there is a scale in bits per byte, if one scale fits all runs.
     """
     runs = [run for group in groups.values() for run in group]
     unit = unit_of(runs)
@@ -133,7 +133,7 @@ def table(groups):
     if any(len(runs) >= FEWEST for runs in groups.values()):
         lines += ["", "±: half the 95% Student-t interval of the mean over seeds."]
     if in_paper:
-        lines += ["", "Published: after 13.1 billion tokens of Llama's, another unit than GPT-2's: for orientation."]
+        lines += ["", "Published: after 13.1 billion of Llama's tokens; ours are GPT-2's: losses compare roughly."]
     accuracies = [name for name in metrics if METRICS[name][2]]       # easier to judge than a loss, where there are any
     return "\n".join(lines + [""] + [line for name in accuracies or metrics for line in differences(groups, name)])
 

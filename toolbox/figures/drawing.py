@@ -13,7 +13,7 @@ GRAYS = ("#7f7f7f", "#000000", "#b8b8b8")
 COLORS = ("#0072b2", "#cc3311", "#e69f00", "#56b4e9", "#882255")     # blue, red, orange, light blue, purple
 LINES = ("-", "-.", ":")                    # when the colors are used up; dashed lines are published curves
 FONTS = {"axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8}
-DPI = 180                                   # figures are at most 10 inches wide: readable at 900 pixels
+DPI = 180                                   # figures are 5 to 12 inches wide: readable at 900 pixels
 
 
 def house_style():
@@ -46,6 +46,8 @@ def legend_below(fig):
     for ax in fig.axes:
         for line, label in zip(*ax.get_legend_handles_labels()):
             lines.setdefault(label, line)
+    if not lines:                                                     # no run has got beyond step 0
+        return
     models = list(dict.fromkeys(label.removesuffix(", published") for label in lines))
     names = sorted(lines, key=lambda label: models.index(label.removesuffix(", published")))
     inches = 0.6 + 0.065 * max(map(len, names))                       # width of one entry, estimated

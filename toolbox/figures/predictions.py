@@ -5,7 +5,7 @@ from toolbox.figures.drawing import house_style
 
 
 def draw_predictions(images, labels, probabilities, class_names, path, columns=8):
-    """images uint8 (N, 3, H, W), labels (N,), probabilities (N, n_classes); below a wrong answer stands the right one."""
+    """images uint8 (N, 3, H, W), labels (N,), probabilities (N, n_classes). Wrong answers name the right class, too."""
     rows = -(-len(images) // columns)
     with house_style():
         fig = Figure(figsize=(1.25 * columns, 1.5 * rows), layout="constrained")

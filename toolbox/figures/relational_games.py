@@ -100,12 +100,17 @@ def accuracies(by_seed, sprites):
     return {seed: run["accuracy"][sprites] for seed, run in by_seed.items() if sprites in run["accuracy"]}
 
 
+def task_order(task):
+    """The paper's tasks first, in its order, then new ones by name."""
+    return (TASKS.index(task) if task in TASKS else len(TASKS)), task
+
+
 # ---- the figures -----------------------------------------------------------------------------------------------------
 
 def draw(groups, sprites, paper=False):
     """A panel for each task -> Figure. The mean over seeds, from three on with its 95% band; dots are single seeds."""
     drawn = {task for group in groups.values() for task, _ in group}
-    tasks = [task for task in TASKS if task in drawn]
+    tasks = sorted(drawn, key=task_order)
     theirs = {task: published(task, sprites) if paper else {} for task in tasks}
     of_model = {label.split(",")[0]: label for label in reversed(groups)}             # 'DAT 0+2': our first such label
     others = dict.fromkeys(model for curves in theirs.values() for model in curves if model not in of_model)
@@ -160,7 +165,7 @@ def table(groups, sprites):
     lines = [f"| task | images | model | parameters | {' | '.join(columns)} | seeds | s each | minus Transformer |",
              "|---" * 10 + "|"]
     keys = {key for group in groups.values() for key in group}
-    for key in sorted(keys, key=lambda key: (TASKS.index(key[0]), key[1])):
+    for key in sorted(keys, key=lambda key: (task_order(key[0]), key[1])):
         for label, group in groups.items():
             if key in group:
                 runs = list(group[key].values())

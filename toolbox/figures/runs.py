@@ -1,4 +1,4 @@
-"""Reads run folders; tells which runs form a group of seeds, what to call it, and which Transformer is its baseline.
+"""Reads run folders. Says which runs form a group of seeds, how it is called, and which Transformer is its baseline.
 
 A run is a dict: what config.json holds (options, facts, n_parameters, finished, ...), and its log by columns.
 """
@@ -20,7 +20,7 @@ def run_folders(folder):
 def load_run(folder):
     """-> config.json as a dict, with `log` {column: array, NaN for an empty cell} and `written`, the time of the log.
 
-    A step may have two rows: training loss and speed in one, what was validated in the other.
+    A step may have two rows: training loss and speed in one, the validation metrics in the other.
     Raises ValueError if this is not a run's folder, or if a file in it is damaged.
     """
     try:
