@@ -1,6 +1,6 @@
 """Relational Games: how many images does it take to learn a relation? Figure 2 of the paper, a Transformer against DAT.
 
-    python train_relgames.py                                    occurs, 1000 and 1500 images: 3 minutes, two cores
+    python train_relgames.py                                    occurs, 500 and 1000 images: 3 minutes, two cores
     python train_relgames.py --task=match_pattern --seed=1,2    another task, at its default sizes
     python train_relgames.py --sweep --paper                    the whole figure, the published curves behind ours
     python train_relgames.py --symmetric=True,False             Figure 6
@@ -124,7 +124,7 @@ def evaluate(model, images, labels, device, dtype):
 # ---- which runs ------------------------------------------------------------------------------------------------------
 
 EASY, HARD = tuple(range(250, 2501, 250)), tuple(range(5000, 25001, 2500))             # the published training sizes
-SIZES = {"occurs": (1000, 1500), "same": (250, 500, 1000), "between": (500, 1000), "xoccurs": (1000, 2500),
+SIZES = {"occurs": (500, 1000), "same": (250, 500, 1000), "between": (500, 1000), "xoccurs": (1000, 2500),
          "match_pattern": (25000,)}                                   # without --sweep
 PRESETS = {"wide": dict(d_model=144, d_ff=288, n_ra=0)}               # v3 of the paper: a larger Transformer
 

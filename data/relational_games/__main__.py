@@ -22,7 +22,7 @@ class Options:
     alternative: bool = False               # the other sampling of xoccurs and match_pattern
 
 
-def contact_sheet(o):
+def draw_examples(o):
     """One row for each task and set of sprites: four true images, four false ones, then the same of original images."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -66,7 +66,7 @@ def contact_sheet(o):
 def main(argv=None):
     configs = options.parse_options(Options, argv=argv)
     with options.one_line_errors():
-        contact_sheet(options.agreed(configs, [f.name for f in fields(Options)]))
+        draw_examples(options.agreed(configs, [f.name for f in fields(Options)]))
 
 
 if __name__ == "__main__":

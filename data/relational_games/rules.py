@@ -95,7 +95,7 @@ def same(s, rng, holds, alternative):
     """Two objects in any cells: are they the same? (Inferred: if not, they are near misses.)"""
     first = s.draw(rng, len(holds))
     second = np.where(holds[:, None], first, s.different(rng, first))
-    return np.stack([first, second], 1), anywhere(rng, len(holds), 2)
+    return np.stack([first, second], 1), random_cells(rng, len(holds), 2)
 
 
 def occurs(s, rng, holds, alternative):
@@ -120,8 +120,8 @@ def xoccurs(s, rng, holds, alternative):
     """
     objects = s.distinct(rng, len(holds), 4)
     top, bottom = objects[:, :1], objects[:, 1:]
-    broken = rng.integers(3 if alternative else 2, size=len(holds))                # 0: absent, 1: pair, 2: both
-    present, pair = holds | (broken == 1), ~holds & (broken > 0)
+    violated = rng.integers(3 if alternative else 2, size=len(holds))                # 0: absent, 1: pair, 2: both
+    present, pair = holds | (violated == 1), ~holds & (violated > 0)
     bottom[present, :1] = top[present]
     bottom[pair, 1] = bottom[pair, 2]
     return top_and_bottom(rng, top, bottom)
@@ -136,7 +136,7 @@ def between(s, rng, holds, alternative):
     n = len(holds)
     objects, cells = s.draw(rng, n, 3), LINES[rng.choice(len(LINES), n, p=LINE_WEIGHTS)]
     scattered = ~holds & (rng.random(n) < (0.25 if s.near_misses else 0.5))
-    cells[scattered] = np.sort(anywhere(rng, n, 3), 1)[scattered]
+    cells[scattered] = np.sort(random_cells(rng, n, 3), 1)[scattered]
     in_line = (cells[:, None] == LINES).all(-1).any(1)                             # also by chance
     by_chance = in_line & (objects[:, 0] == objects[:, 2]).all(1)
     last = np.where((scattered & ~by_chance)[:, None], objects[:, 2], s.different(rng, objects[:, 0]))
@@ -159,7 +159,7 @@ def match_pattern(s, rng, holds, alternative):
     return np.concatenate(rows, 1), np.tile([0, 1, 2, 6, 7, 8], (n, 1))
 
 
-def anywhere(rng, n, k):
+def random_cells(rng, n, k):
     """n times k different random cells: (n, k)."""
     return rng.permuted(np.tile(np.arange(9), (n, 1)), axis=1)[:, :k]
 

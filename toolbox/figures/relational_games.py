@@ -160,12 +160,12 @@ def published(task, sprites):
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 def table(groups, sprites):
-    """Markdown: accuracy of each model at each size, its spread, and the paired difference to the Transformer."""
+    """Markdown, largest sizes first: accuracy of each model, its spread, the paired difference to the Transformer."""
     columns = (sprites, *(other for other in SPRITES if other != sprites))
     lines = [f"| task | images | model | parameters | {' | '.join(columns)} | seeds | s each | minus Transformer |",
              "|---" * 10 + "|"]
     keys = {key for group in groups.values() for key in group}
-    for key in sorted(keys, key=lambda key: (task_order(key[0]), key[1])):
+    for key in sorted(keys, key=lambda key: (task_order(key[0]), -key[1])):
         for label, group in groups.items():
             if key in group:
                 runs = list(group[key].values())
