@@ -37,7 +37,7 @@ DEFAULTS = dict(d_model=128, n_layers=2, n_heads=2, n_ra=2, d_ff=256, activation
 class Config(training.TrainingOptions, TransformerConfig):
     pool: Literal["mean_cls", "mean", "cls"] = "mean_cls"   # what the head reads: see model.VisionTransformer
     # data
-    task: Literal[games.TASKS + games.COLUMN_TASKS] = "occurs"      # which relation; see data/relational_games.py
+    task: Literal[games.TASKS + games.COLUMN_TASKS] = "occurs"      # which relation; see data/relational_games/rules.py
     sprites: Literal["pentos", "hexos", "stripes"] = "pentos"   # learned from; tested on these and on the other two
     train_size: int | None = None           # number of training images; default: several, see SIZES
     test_size: int = 5000                   # number of test images of each set of sprites

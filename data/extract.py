@@ -56,8 +56,8 @@ def _unpack(archive, folder, wanted):
             if member.name.startswith(("/", "\\")) or not (member.isfile() or member.isdir()):
                 raise PermanentError(f"its member {member.name!r} is absolute, or neither a file nor a folder")
             tar.extract(member, folder, filter="data")
-        # An archive ends with two blocks of zeros. tarfile stops at the first one, but also, silently, at a truncated or
-        # damaged header: so check both. Reading up to the end makes gzip compare its checksum.
+        # An archive ends with two blocks of zeros. tarfile stops at the first one, but also, silently, at a damaged or
+        # truncated header: so check both. Reading up to the end makes gzip compare its checksum.
         tar.fileobj.seek(tar.fileobj.tell() - tarfile.BLOCKSIZE)
         if tar.fileobj.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
             raise PermanentError("the archive is truncated or damaged")

@@ -120,7 +120,7 @@ def xoccurs(s, rng, holds, alternative):
     """
     objects = s.distinct(rng, len(holds), 4)
     top, bottom = objects[:, :1], objects[:, 1:]
-    violated = rng.integers(3 if alternative else 2, size=len(holds))                # 0: absent, 1: pair, 2: both
+    violated = rng.integers(3 if alternative else 2, size=len(holds))              # 0: absent, 1: pair, 2: both
     present, pair = holds | (violated == 1), ~holds & (violated > 0)
     bottom[present, :1] = top[present]
     bottom[pair, 1] = bottom[pair, 2]

@@ -81,7 +81,7 @@ class Corpus:
                 + f" {self.facts['sha256'][:16]}...")
         if self.name == "torch" and self.facts["sha256"] != sources.REFERENCE:
             line += (f"\n      not the corpus of torch 2.13.0 (this is torch {torch.__version__}): "
-                     f"losses are not comparable with the README's")
+                     f"losses are not comparable with those of results/lm")
         return line
 
 
