@@ -73,7 +73,8 @@ def load_checkpoint(path):
         raise
     except Exception as error:               # pickle, zip and torch each raise errors of their own here
         reason = re.search("WeightsUnpickler error: (.*)", str(error)) or re.match("(.*)", str(error))
-        raise ValueError(f"{path} is not a checkpoint of this project, or damaged: {reason[1][:200]}") from None
+        reason = reason[1][:200] or type(error).__name__
+        raise ValueError(f"{path} is not a checkpoint of this project, or damaged: {reason}") from None
     if not isinstance(checkpoint, dict) or not {"options", "facts", "model"} <= checkpoint.keys():
         raise ValueError(f"{path} is not a checkpoint of this project")
     return checkpoint

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from attention import sinusoids
 from model import Seq2SeqTransformer, TransformerConfig
 from test_model import KINDS, SMALL, copy_all, copy_attention
 
@@ -116,16 +117,16 @@ def test_without_relational_heads_it_is_pytorchs_transformer():
     with torch.no_grad():
         for ours, theirs in (*zip(m.encoder.blocks, encoder.layers), *zip(m.decoder.blocks, decoder.layers)):
             copied += copy_attention(theirs.self_attn, ours.attention.sensory, names)
-            norms = [ours.residual_attention.norm, ours.residual_mlp.norm]
+            norms = [ours.norm_attention, ours.norm_mlp]
             if hasattr(ours, "cross"):
                 copied += copy_attention(theirs.multihead_attn, ours.cross, names)
-                norms.insert(1, ours.residual_cross.norm)
+                norms.insert(1, ours.norm_cross)
             copied += copy_all([(theirs.linear1, ours.mlp.W_1), (theirs.linear2, ours.mlp.W_2)], names)
             copied += copy_all([(getattr(theirs, f"norm{i}"), norm) for i, norm in enumerate(norms, 1)], names)
     assert copied == sum(p.numel() for p in m.parameters())          # nothing is left that they do not have
 
     questions, answers = padded([5, 8, 3]), padded([6, 3, 4])
-    x, y = (m.embedding(t) * 4 + m.encoder.positions[:t.size(1)] for t in (questions, answers))
+    x, y = (m.embedding(t) * 4 + sinusoids(torch.arange(t.size(1)), 16) for t in (questions, answers))
     pad, future = questions == 0, torch.ones(6, 6, dtype=torch.bool).triu(1)
     context = encoder(x, src_key_padding_mask=pad)
     expected = m.head(decoder(y, context, tgt_mask=future, memory_key_padding_mask=pad))

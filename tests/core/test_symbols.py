@@ -2,10 +2,11 @@
 import pytest
 import torch
 
-from symbols import PositionalSymbols, PositionRelativeSymbols, SymbolicAttention
+from attention import split_heads
+from symbols import PositionalSymbols, PositionRelativeSymbols, SymbolicAttention, sum_symbols
 
 
-def test_positional_symbols_know_the_place_and_nothing_else():
+def test_positional_symbols_depend_on_the_position_alone():
     retriever = PositionalSymbols(8, max_len=10)
     x = torch.randn(2, 4, 8)
     assert torch.equal(retriever(x), retriever.library[:4])
@@ -16,8 +17,8 @@ def test_positional_symbols_know_the_place_and_nothing_else():
 
 @pytest.mark.parametrize("T, S", [(6, 6), (1, 6), (3, 6), (1, 1)])
 @pytest.mark.parametrize("max_distance", [2, 20])
-def test_relative_symbols_without_the_n_by_n_by_d_tensor(T, S, max_distance):
-    """sum_j alpha_ij s_{j-i} W_s, where the T queries are the last of the S positions; offsets clipped."""
+def test_relative_symbols_depend_on_the_offset_alone(T, S, max_distance):
+    """sum_j alpha_ij s_{j-i} W_s, where the T queries are the last of the S positions; offsets are clipped."""
     retriever = PositionRelativeSymbols(8, max_distance).double()
     W_s = torch.nn.Linear(8, 6, bias=False).double()                                     # 2 key/value heads of width 3
     alpha = torch.rand(2, 4, T, S, dtype=torch.float64, requires_grad=True)
@@ -25,7 +26,7 @@ def test_relative_symbols_without_the_n_by_n_by_d_tensor(T, S, max_distance):
     pairs = retriever.library[(j - i).clamp(-max_distance, max_distance) + max_distance]       # (T, S, 8)
     sW = W_s(pairs).unflatten(-1, (2, 3)).repeat_interleave(2, dim=2)                    # (T, S, H, 3)
     expected = torch.einsum("bhij,ijhd->bhid", alpha, sW)
-    got = retriever.weighted_sum(alpha, W_s, n_kv_heads=2)
+    got = sum_symbols(alpha, split_heads(W_s(retriever.table(T, S))[None], 2), relative=True)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     weight = torch.randn_like(got)
     for ours, definition in zip(*(torch.autograd.grad((out * weight).sum(), [alpha, retriever.library, W_s.weight])
@@ -43,7 +44,7 @@ def test_symbolic_attention_is_eq_4_in_each_head():
     torch.testing.assert_close(retriever(x), torch.cat(expected, -1), rtol=0, atol=1e-12)
 
 
-def test_symbolic_attention_sees_one_token_at_a_time():
+def test_symbolic_attention_treats_each_token_alone():
     retriever, x = SymbolicAttention(8, 5, 2), torch.randn(3, 4, 8)
     torch.testing.assert_close(retriever(x)[:, [2]], retriever(x[:, [2]]))
 

@@ -1,13 +1,16 @@
-"""Theorem 1 in miniature: relational attention selects an object and computes a relation with it.
+"""An analogue of Theorem 1: relational attention learns to select an object and to compute a relation with it.
+
+Not an instance of it: the theorem says what relational attention can approximate, with W_s = 0, W_r = I and no training;
+here W_s and W_r are free and everything is trained.
 
 Each of n = 8 tokens carries a key and a value. Token i must find the token with the *next* key (the first is next to
 the last) and report the inner product of the two values, <value_i, value_succ(i)> / 8. For a relational head this is
-one selection and one relation. A self-attention head must bring over the 64 numbers of the other value in a stream of 96
-that is full already, and leave their product to an MLP. It is not that it could not: given several times the steps, or
-a wider stream, it does learn. It is that nothing in it is made for this.
+one selection and one relation. A self-attention head must copy the 64 numbers of the other value into a stream of width 96
+that is already full, and leave their product to an MLP. It fails within these steps and this width, not in principle:
+with several times the steps, or a wider stream, it learns the task, too.
 
-The values are long on purpose. Short ones are easy to bring over and multiply, and even attention weights alone, a
-softmax of inner products, leak something of the product then.
+The values are long on purpose. Short ones are easy to copy and multiply, and even the attention weights, a softmax of
+inner products, then contain something of the product.
 """
 import pytest
 import torch

@@ -1,95 +1,45 @@
-"""The toolbox: options, optimizer, schedule, randomness, device."""
-import re
-from dataclasses import dataclass, replace
+"""toolbox/training.py: which runs, optimizer, learning rate, randomness, device, memory errors, signals."""
+import os
+import signal
+import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
-from toolbox import options
 import train_lm
-from toolbox import training
 from data.text import tokens
 from model import LanguageModel, TransformerConfig
+from toolbox import training
+from toolbox.options import parse_options
+from train_lm import make_model
 
 
-@dataclass
-class Options(TransformerConfig):
-    steps: int = 10                         # how many, 100% of them
-    rate: float = 0.1                       # how fast
-    fast: bool = False                      # or slow
-    path: str = "a"                         # where
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.steps > 1000:
-            raise ValueError("steps: at most 1000")
-
-
-def test_default_then_preset_then_command_line():
-    presets = {"big": dict(d_model=256, steps=20)}
-    cfg, = training.parse_options(Options, presets, ["--preset=big", "--steps", "30", "--fast", "--n_kv_heads=2"])
-    assert (cfg.d_model, cfg.steps, cfg.n_layers, cfg.fast, cfg.n_kv_heads) == (256, 30, 4, True, 2)
-    cfg, = training.parse_options(Options, presets, ["--fast=False", "--n_kv_heads=None", "--path=x,y"])
-    assert (cfg.d_model, cfg.fast, cfg.n_kv_heads, cfg.path) == (128, False, None, "x,y")
-
-
-def test_comma_lists_make_every_combination():
-    runs = training.parse_options(Options, argv=["--n_ra=0,4", "--rate=0.1,0.2", "--symbols=relative,symbolic"])
-    assert [(r.n_ra, r.rate, r.symbols) for r in runs] == [
-        (n, rate, s) for n in (0, 4) for rate in (0.1, 0.2) for s in ("relative", "symbolic")]
-
-
-@pytest.mark.parametrize("argument, says", [
-    ("--n_rs=4", "did you mean --n_ra?"), ("--zzz=1", "see -h"), ("--steps=many", "give an integer"),
-    ("--rate=fast", "give a number"), ("--fast=yes", "True or False"), ("--symbols=magic", "choose from symbolic"),
-    ("--n_ra=9", "n_heads=8"), ("--steps=2000", "at most 1000"), ("--d_mode=3", "did you mean --d_model"),
-    ("stray", "stray")])
-def test_a_wrong_option_is_one_clear_line_and_status_2(argument, says, capsys):
-    with pytest.raises(SystemExit) as stop:
-        training.parse_options(Options, argv=[argument])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and says in error
-
-
-def test_help_shows_every_option_with_its_comment_and_default(capsys):
-    with pytest.raises(SystemExit):
-        training.parse_options(train_lm.Config, argv=["-h"])
-    squeezed = lambda text: re.sub(r"[\s-]+", "", text)               # noqa: E731  (lines wrap at spaces and hyphens)
-    shown = squeezed(capsys.readouterr().out)
-    for name, comment in options.option_comments(train_lm.Config).items():
-        assert squeezed(name) in shown and squeezed(comment) in shown
-    assert squeezed("after the warm-up [cosine]") in shown
-
-
-def test_every_option_has_a_comment():
-    assert options.option_comments(train_lm.Config).keys() == train_lm.Config.__dataclass_fields__.keys()
-
+# ---- which runs ------------------------------------------------------------------------------------------------------
 
 def test_baselines_follow_their_dat_and_come_once():
-    configs = training.parse_options(train_lm.Config, argv=["--n_ra=0,2,4", "--seed=1,2", "--vocab_size=256"])
-    runs = training.with_baselines(configs, train_lm.count_parameters)
+    configs = parse_options(train_lm.Config, argv=["--n_ra=0,2,4", "--seed=1,2", "--vocab_size=256"])
+    runs = training.with_baselines(configs, make_model)
     assert sorted((r.n_ra, r.seed) for r in runs) == [(n, s) for n in (0, 2, 4) for s in (1, 2)]
-    configs = training.parse_options(train_lm.Config, argv=["--symbols=symbolic,relative,positional", "--n_ra=0,4",
-                                                                "--vocab_size=256"])
-    runs = training.with_baselines(configs, train_lm.count_parameters)                # a Transformer has no symbols
+    configs = parse_options(train_lm.Config, argv=["--symbols=symbolic,relative,positional", "--n_ra=0,4",
+                                                   "--vocab_size=256"])
+    runs = training.with_baselines(configs, make_model)                               # a Transformer has no symbols
     assert sorted((r.n_ra, r.symbols) for r in runs) == [
         (0, "symbolic"), (4, "positional"), (4, "relative"), (4, "symbolic")]
-    cfg = replace(configs[-1], match_params=True)
-    dat, twin = training.with_baselines([cfg], train_lm.count_parameters)
+    alone = training.with_baselines([replace(configs[-1], baseline=False)], make_model)
+    assert [r.n_ra for r in alone] == [4]
+
+
+def test_a_matched_baseline_has_as_many_parameters_within_one_percent():
+    cfg, = parse_options(train_lm.Config, argv=["--match_params", "--vocab_size=256"])
+    dat, twin = training.with_baselines([cfg], make_model)
     assert dat is cfg and twin.n_ra == 0
-    assert abs(train_lm.count_parameters(twin) / train_lm.count_parameters(dat) - 1) < 0.01
+    assert abs(training.count_parameters(make_model, twin) / training.count_parameters(make_model, dat) - 1) < 0.01
+    with pytest.raises(ValueError, match="no d_ff brings"):
+        training.with_baselines([replace(cfg, d_ff=1, dat_n_kv_heads=1, symbols="positional")], make_model)
 
 
-def test_a_run_is_named_by_its_text_and_not_by_its_path():
-    long = dict(symbols="relative", max_distance=77, activation="swiglu", norm="rmsnorm", position="learned", bias=True)
-    for options in ({}, long):
-        one, same, other = (training.run_name(train_lm.Config(data=data, **options))
-                            for data in ("/one/a.txt", "/another/a.txt", "/one/a.json"))
-        assert one == same != other and len(one) < 120
-
-
-# ---- optimizer, schedule, randomness ----
-
+# ---- optimizer, learning rate, randomness ----------------------------------------------------------------------------
 
 def test_each_parameter_is_in_exactly_one_group():
     cfg = train_lm.Config(bias=True, trainable_symbols=False, vocab_size=256)
@@ -101,7 +51,7 @@ def test_each_parameter_is_in_exactly_one_group():
     assert all(p.dim() < 2 for p in others["params"]) and others["weight_decay"] == 0
 
 
-def test_the_schedule_warms_up_and_ends_where_it_should():
+def test_the_learning_rate_warms_up_and_ends_where_it_should():
     cfg = train_lm.Config(learning_rate=1.0, min_lr=0.1, warmup_steps=10, max_steps=110)
     rates = [training.learning_rate(step, cfg) for step in range(1, 111)]
     assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
@@ -109,10 +59,11 @@ def test_the_schedule_warms_up_and_ends_where_it_should():
     assert all(a >= b for a, b in zip(rates[9:], rates[10:]))
     cfg = replace(cfg, schedule="constant")
     assert {training.learning_rate(step, cfg) for step in (10, 50, 110)} == {1.0}
+    assert training.learning_rate(110, replace(cfg, schedule="cosine", min_lr=None)) == pytest.approx(0.1)
 
 
 def test_recompute_changes_no_loss_and_no_gradient():
-    """With what draws random numbers in the backward pass anew: dropout; and with symbols that depend on two places."""
+    """The backward pass draws the same dropout masks again; relative symbols, too, stay the same."""
     results = []
     for recompute in (False, True):
         torch.manual_seed(0)
@@ -126,7 +77,7 @@ def test_recompute_changes_no_loss_and_no_gradient():
         torch.testing.assert_close(recomputed, without, rtol=0, atol=0)
 
 
-def test_batches_are_a_function_of_seed_and_step():
+def test_batches_are_a_function_of_seed_step_and_process():
     def draw(seed, step, rank=0):
         training.reseed(seed, step, rank)
         return tokens.random_starts(200, 8, 4).tolist()
@@ -134,9 +85,57 @@ def test_batches_are_a_function_of_seed_and_step():
     assert len({str(draw(seed, step, rank)) for seed in range(5) for step in range(20) for rank in range(3)}) == 300
 
 
+# ---- device and memory -----------------------------------------------------------------------------------------------
+
 def test_the_device_is_chosen_and_the_reason_given():
     device, dtype, why = training.choose_device("cpu")
     assert (device.type, dtype) == ("cpu", torch.float32) and "float32" in why
     assert training.choose_device("cpu", "bfloat16")[1] == torch.bfloat16
     with pytest.raises(ValueError, match="device=abacus"):
         training.choose_device("abacus")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")])
+def test_out_of_memory_is_one_line_that_says_what_helps(error, capsys):
+    for n_sequences, words in ((None, "make the model smaller"), (8, "--micro_batch=4"), (1, "--recompute")):
+        with pytest.raises(SystemExit) as stop, training.memory_errors(n_sequences):
+            raise error
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.count("\n") == 1 and words in said
+
+
+def test_other_errors_are_not_taken_for_out_of_memory():
+    with pytest.raises(RuntimeError, match="shapes"), training.memory_errors(8):
+        raise RuntimeError("shapes do not fit")
+
+
+# ---- signals ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_and_a_second_one_acts_as_always(number):
+    received = []
+    before = signal.signal(number, lambda *_: received.append("ours"))
+    try:
+        with training.stop_on_signal() as stop_requested:
+            assert not stop_requested()
+            os.kill(os.getpid(), number)
+            assert stop_requested() and received == []
+            os.kill(os.getpid(), number)
+            assert received == ["ours"]
+        os.kill(os.getpid(), number)                                   # afterwards signals do what they did before
+        assert received == ["ours", "ours"]
+    finally:
+        signal.signal(number, before)
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    before, answers = signal.getsignal(signal.SIGINT), []
+
+    def work():
+        with training.stop_on_signal() as stop_requested:
+            answers.append((stop_requested(), signal.getsignal(signal.SIGINT) is before))
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert answers == [(False, True)]
