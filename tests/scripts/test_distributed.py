@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from toolbox import distributed
 import train_lm
 from data.text import tokens
 from model import LanguageModel
+from toolbox import distributed
+from toolbox.options import parse_options
+from toolbox.run import Run
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 

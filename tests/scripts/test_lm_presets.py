@@ -4,14 +4,15 @@ from dataclasses import asdict
 import pytest
 import torch
 
-import compare
 import train_lm
+from model import model_config
 from toolbox import training
-from config import model_config
+from toolbox.figures import curves
+from toolbox.options import parse_options
 
 
 def config(*arguments):
-    cfg, = training.parse_options(train_lm.Config, train_lm.PRESETS, ["--vocab_size=50304", *arguments])
+    cfg, = parse_options(train_lm.Config, train_lm.PRESETS, ["--vocab_size=50304", *arguments])
     return cfg
 
 
@@ -38,7 +39,7 @@ def test_the_fineweb_models_have_the_published_numbers_of_parameters(preset, tra
 
 def test_the_baseline_of_a_preset_is_the_published_transformer():
     """Only the DATs share key/value heads and have biases in the MLP; with --baseline the pair is trained."""
-    dat, baseline = training.with_baselines([config("--preset=fineweb_350m", "--baseline")], train_lm.count_parameters)
+    dat, baseline = training.with_baselines([config("--preset=fineweb_350m", "--baseline")], train_lm.make_model)
     assert trainable(baseline) == trainable(config("--preset=fineweb_350m", "--n_ra=0"))
     models = [model_config(asdict(cfg)) for cfg in (dat, baseline)]
     assert [m.n_kv_heads for m in models] == [4, None] and [m.bias for m in models] == [True, False]
@@ -49,7 +50,8 @@ def test_the_baseline_of_a_preset_is_the_published_transformer():
                                    "--d_model=128 --n_layers=4", "--d_model=128 --n_layers=6"])
 def test_the_tinystories_models_are_those_of_table_1(shape):
     for n_ra, symbols in ((0, "symbolic"), (2, "symbolic"), (4, "symbolic"), (4, "relative")):
-        cfg = config("--preset=tinystories", *shape.split(), f"--n_ra={n_ra}", f"--symbols={symbols}", "--vocab_size=32000")
+        cfg = config("--preset=tinystories", *shape.split(), f"--n_ra={n_ra}", f"--symbols={symbols}",
+                     "--vocab_size=32000")
         assert cfg.batch_size * cfg.max_len == 131_072 and cfg.max_steps == 100_000
         assert {training.learning_rate(step, cfg) for step in (1, 50_000, 100_000)} == {1e-3}
         assert (cfg.n_symbols, cfg.symbol_heads, cfg.max_len, cfg.dropout, cfg.bias) == (512, 4, 512, 0.1, False)
@@ -57,23 +59,23 @@ def test_the_tinystories_models_are_those_of_table_1(shape):
         d_h, ff = d // 8, 8 * d // 3
         heads = 3 * d * n_sa * d_h + (n_sa * d_h) ** 2                 # W_q, W_k, W_v; W_o
         relational = 5 * d * n_ra * d_h + (n_ra * d_h) ** 2 + n_ra * n_ra * d_h    # also W_q_rel, W_k_rel; W_r
-        named = {"symbolic": 2 * 512 * d + d * d + d, "relative": (2 * 512 + 1) * d}[symbols] if n_ra else 0
-        assert trainable(cfg) == 32_000 * d + L * (heads + relational + 3 * d * ff + 2 * d) + d + named
+        library = {"symbolic": 2 * 512 * d + d * d + d, "relative": (2 * 512 + 1) * d}[symbols] if n_ra else 0
+        assert trainable(cfg) == 32_000 * d + L * (heads + relational + 3 * d * ff + 2 * d) + d + library
 
 
-def test_published_losses_stand_beside_the_models_of_the_paper_alone():
+def test_published_losses_stand_beside_the_models_of_the_paper_only():
     def run(tokenizer="gpt2", n_bytes=1_943_728_838, **options):
         return {"options": asdict(config("--preset=tinystories")) | options,
                 "facts": {"data": "tinystories", "tokenizer": tokenizer, "bytes": n_bytes}}
 
-    tokens, losses = compare.published(run())
+    tokens, losses = curves.published(run())
     assert len(tokens) == 50 and tokens[-1] == 13_107_200_000 and losses[-1] == pytest.approx(1.729, abs=1e-3)
     for options, loss in ((dict(n_ra=0), 1.775), (dict(n_ra=2), 1.740), (dict(symbols="relative"), 1.764),
                           (dict(symmetric=True), 1.744), (dict(d_model=128, n_layers=6), 1.337),
                           (dict(n_ra=0, symbols="relative"), 1.775)):  # a Transformer has no symbols
-        assert compare.published(run(**options))[1][-1] == pytest.approx(loss, abs=1e-3)
-    assert compare.published(run(n_ra=0, n_symbols=7, max_steps=5, seed=3, recompute=True)).size
+        assert curves.published(run(**options))[1][-1] == pytest.approx(loss, abs=1e-3)
+    assert curves.published(run(n_ra=0, n_symbols=7, max_steps=5, seed=3, recompute=True)).size
     for options in (dict(tokenizer="bytes"), dict(n_bytes=10 ** 7), dict(n_layers=3), dict(ra_type="rca"), dict(d_ff=99),
                     dict(n_symbols=7), dict(symbol_heads=2), dict(share_qk=True), dict(n_relations=8), dict(max_len=256),
                     dict(activation="gelu"), dict(trainable_symbols=False), dict(dat_n_kv_heads=2), dict(dropout=0.2)):
-        assert not compare.published(run(**options)).size
+        assert not curves.published(run(**options)).size

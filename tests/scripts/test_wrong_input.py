@@ -23,8 +23,9 @@ def test_wrong_input_is_one_clear_line(tmp_path, capsys):
     assert "not UTF-8" in stopped_by([f"--data={latin}"], capsys)
     assert "less than one context" in stopped_by([f"--data={short}"], capsys)
     assert "did you mean --n_ra?" in stopped_by(["--n_rs=4"], capsys)
-    for wrong in ("--batch_size=0", "--eval_every=0", "--log_every=0", "--max_steps=0", "--micro_batch=0", "--n_shards=0", "--first_mb=0", "--seed=-1",
-                  "--eval_windows=0", "--warmup_steps=-3", "--grad_clip=-1", "--learning_rate=nan"):
+    for wrong in ("--batch_size=0", "--eval_every=0", "--log_every=0", "--max_steps=0", "--micro_batch=0", "--seed=-1",
+                  "--n_shards=0", "--first_mb=0", "--eval_windows=0", "--warmup_steps=-3", "--grad_clip=-1",
+                  "--learning_rate=nan"):
         assert "must be at least" in stopped_by([wrong], capsys)
     assert "below 1" in stopped_by(["--beta2=2"], capsys) and "2^63" in stopped_by([f"--seed={2 ** 63}"], capsys)
     assert "short.txt" in stopped_by([f"--data={latin}".replace("latin", "text"), f"--out_dir={short}/out"], capsys)
