@@ -2,7 +2,7 @@
 
     alpha_ij = softmax_j( <q_i, k_j> / sqrt(d_h) )          e_i = sum_j alpha_ij v_j          (Eq. 2)
 
-paper: no 1/sqrt(d_h) in its formulas; here, as in the authors' code and everywhere else: yes, or wide heads saturate.
+paper: no 1/sqrt(d_h) in its formulas; here scaled, as in the authors' code and as usual, or wide heads saturate.
 
 A head has two parts: it selects senders (alpha), and it sums a message from each of them (v_j). relational_attention.py
 keeps the selection and changes the message, so both files share the heads, rotary positions, masks and the cache below.
@@ -75,7 +75,7 @@ def repeat_heads(x, n_heads):
 def attention_weights(q, k, *, causal=False, mask=None):
     """alpha of Eq. 2, written out: (B, H, T, S). A fully masked row is all zeros."""
     k = repeat_heads(k, q.size(1))                                     # (B, H, S, d_h)
-    scores = q / q.size(-1) ** 0.5 @ k.mT                              # (B, H, T, S); q first, or float16 overflows
+    scores = q / q.size(-1) ** 0.5 @ k.mT                              # (B, H, T, S); scaled first, or float16 overflows
     allowed = attention_mask(q, k, causal, mask)
     if allowed is None:
         return scores.softmax(-1)
@@ -95,7 +95,7 @@ def attend(q, k, v, *, causal=False, mask=None, dropout=0.0, scale=None):
 
 
 class Cache:
-    """Keys and values that one layer has computed, so that generation processes each token once.
+    """What one layer has computed for earlier tokens (keys, values, symbols), so that each is processed once.
 
     Named tensors (B, heads, S, width), each in a buffer of max_len positions. For inference only: written in place.
     """
@@ -104,7 +104,7 @@ class Cache:
         self.max_len, self.length, self.buffers, self.context = max_len, {}, {}, None
 
     def append(self, name, new):
-        """Appends `new` (B, heads, T, width) to what is stored under `name`; returns all of it, (B, heads, S, width)."""
+        """Appends `new` (B, heads, T, width) to the tensor `name`; returns all of it, (B, heads, S, width)."""
         B, heads, T, width = new.shape
         if name not in self.buffers:
             self.buffers[name], self.length[name] = new.new_empty(B, heads, self.max_len, width), 0

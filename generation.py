@@ -15,7 +15,7 @@ import torch
 def stream(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, use_cache=True, vocab_size=None):
     """Yields the tokens that continue idx (B, T >= 1), one (B, 1) at a time; `choose` says how they are chosen.
 
-    The LanguageModel is in evaluation mode meanwhile, and in its previous mode when this ends or is closed.
+    The LanguageModel is in evaluation mode while the generator is open; its previous mode is restored at the end.
     vocab_size: choose among the first so many only, where the model's is rounded up (GPT-2's 50257 to 50304).
     """
     was_training, max_len = model.training, model.cfg.max_len
@@ -35,7 +35,7 @@ def stream(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=Non
         model.train(was_training)
 
 
-@torch.inference_mode()                       # cheaper than no_grad; the tokens that `stream` yields are made outside
+@torch.inference_mode()                       # cheaper than no_grad; `stream` yields ordinary tensors
 def next_logits(model, unread, caches):
     """Logits of the token that follows those in the caches and then `unread` (B, T): (B, vocab_size)."""
     x = model.stack(model.embedding(unread), causal=True, caches=caches)             # (B, T, d_model)
@@ -58,5 +58,5 @@ def choose(logits, temperature=1.0, top_k=None, top_p=None):
     if top_p is not None and top_p < 1:                                # 1: all of them, in spite of rounding
         sorted_p, order = p.sort(dim=-1, descending=True)
         before = sorted_p.cumsum(-1) - sorted_p                        # probability of all likelier tokens
-        p = p.scatter(-1, order, sorted_p.masked_fill(before >= top_p, 0.0))
+        p = p.scatter(-1, order, sorted_p.masked_fill((before >= top_p) & (before > 0), 0.0))    # never the likeliest
     return torch.multinomial(p, 1)                                     # in proportion to p: it need not sum to 1

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attention import Attention, Cache, rope_table, sinusoids
 from generation import stream
-from relational_attention import RelationalAttention, RelationalCrossAttention
+from relational_attention import REL_ACTIVATIONS, RelationalAttention, RelationalCrossAttention
 from symbols import make_symbols
 
 
@@ -42,7 +42,7 @@ class TransformerConfig:
     final_norm: bool = True                 # one more norm after the last block
     bias: bool = False                      # biases in the MLP; in LayerNorm and attention as the next two say
     norm_bias: bool | None = None           # biases in LayerNorm; default: as bias
-    attention_bias: Literal["as_bias", "all", "output", "none"] = "as_bias"   # of projections; output: W_o's
+    attention_bias: Literal["as_bias", "all", "output", "none"] = "as_bias"   # of projections; output: of W_o only
     dropout: float = 0.0                    # on attention, symbol retrieval, branches and embeddings; in training only
     position: Literal["rope", "learned", "sinusoidal"] = "rope"          # how tokens know their position
     n_kv_heads: int | None = None           # key/value heads in each group (grouped-query attention); default: all
@@ -54,12 +54,11 @@ class TransformerConfig:
     symbol_heads: int = 4                   # symbolic: heads of the retrieval
     trainable_symbols: bool = True          # symbolic: False freezes the library at its random start
     max_distance: int | None = None         # relative: offsets beyond it share a symbol; default max_len
-    shared_symbols: bool = True             # one symbol module for all layers (Remark 1); False: one per layer
+    shared_symbols: bool = True             # layers share one symbol module (Remark 1); False: one per layer
     n_relations: int | None = None          # R, relations per layer (d_r); default n_ra
-    rel_proj_dim: int | None = None         # width of one relation's comparison; default n_ra * d_head / R
+    rel_proj_dim: int | None = None         # width of one relation's comparison; default n_ra * d_h / R
     symmetric: bool = False                 # W_q_rel = W_k_rel
-    rel_activation: Literal[                # on r
-        "identity", "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "softmax"] = "identity"
+    rel_activation: Literal[tuple(REL_ACTIVATIONS)] = "identity"         # on r
     ra_type: Literal["ra", "rca"] = "ra"    # relational attention, or relational cross-attention (ablation, App. D)
     share_qk: bool = False                  # both groups attend with the same W_q, W_k (App. B.1); needs n_sa = n_ra
 
@@ -78,7 +77,7 @@ class TransformerConfig:
         d_h = self.d_model // self.n_heads
         for wrong, message in (
                 (not 0 <= self.n_ra <= self.n_heads,
-                 f"n_ra={self.n_ra}: give 0 to n_heads={self.n_heads}, or raise --n_heads"),
+                 f"n_ra={self.n_ra}: must be between 0 and n_heads={self.n_heads}"),
                 (self.d_model % self.n_heads, f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}"),
                 (self.position == "rope" and d_h % 2,
                  f"rotary positions rotate pairs of features: d_model / n_heads = {d_h} must be even"),
@@ -90,7 +89,7 @@ class TransformerConfig:
                 (self.n_ra and self.symbols == "symbolic" and self.d_model % self.symbol_heads,
                  f"d_model={self.d_model} is not a multiple of symbol_heads={self.symbol_heads}"),
                 (self.n_relations and not self.rel_proj_dim and self.n_ra * d_h % self.n_relations,
-                 f"n_relations={self.n_relations} does not divide n_ra * d_head = {self.n_ra * d_h}: "
+                 f"n_relations={self.n_relations} does not divide n_ra * d_h = {self.n_ra * d_h}: "
                  f"give --rel_proj_dim too")):
             if wrong:
                 raise ValueError(message)
@@ -102,7 +101,7 @@ class TransformerConfig:
 
     @property
     def attention_biases(self):
-        """Arguments of a group of heads: biases in the projections of its input, and in W_o."""
+        """Arguments of a group of heads: are there biases in its input projections, and in W_o?"""
         kind = ("all" if self.bias else "none") if self.attention_bias == "as_bias" else self.attention_bias
         return dict(bias=kind == "all", output_bias=kind != "none")
 
@@ -110,7 +109,7 @@ class TransformerConfig:
 def model_config(options):
     """The TransformerConfig among a script's options (a dict).
 
-    An option dat_x replaces x where there are relational heads: the published DATs and Transformers differ in more.
+    An option dat_x replaces x where there are relational heads: the published pairs differ in more than their heads.
     """
     values = {f.name: options[f.name] for f in fields(TransformerConfig)}
     if options["n_ra"]:
@@ -158,7 +157,7 @@ class MLP(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
-        # paper: 4 d_model; here: 8/3 for SwiGLU, as the authors' code since July 2024: equally many weights for all kinds
+        # paper: 4 d_model; here: 8/3 for SwiGLU, as the authors' code since July 2024: the same number of parameters
         d_ff = cfg.d_ff or (8 * cfg.d_model // 3 if cfg.activation == "swiglu" else 4 * cfg.d_model)
         self.f = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "silu": F.silu,
                   "swiglu": F.silu}[cfg.activation]
@@ -199,7 +198,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(EncoderBlock):
-    """Algorithm 3: between the two, standard cross-attention to a context y, all n_heads of it sensory."""
+    """Algorithm 3: between attention and MLP, standard cross-attention to a context y, all n_heads of it sensory."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -230,7 +229,7 @@ class Stack(nn.Module):
         n_modules = 0 if cfg.n_ra == 0 else 1 if cfg.shared_symbols else cfg.n_layers
         self.symbols = nn.ModuleList(make_symbols(cfg) for _ in range(n_modules))
         self.blocks = nn.ModuleList(block(cfg) for _ in range(cfg.n_layers))
-        # after post-norm too, as in the authors' language models
+        # with post-norm, too, as in the authors' language models
         self.norm = make_norm(cfg) if cfg.final_norm else nn.Identity()
 
     def forward(self, x, *, causal=False, mask=None, caches=None, **context):
@@ -262,9 +261,9 @@ class Stack(nn.Module):
 
 
 def init_weights(model, n_layers):
-    """GPT-2's: N(0, 0.02), biases 0, projections that write to the residual stream smaller by sqrt(2 L).
+    """GPT-2's: biases 0, standard deviation 0.02, divided by sqrt(2 L) where the output joins the residual stream.
 
-    Symbols keep their start. (authors' code today: with SwiGLU the linear branch W_3 is scaled, not the output W_2)
+    S_lib and F_lib keep their start. (authors' code today, SwiGLU: W_3 is scaled instead of the output W_2)
     """
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -279,9 +278,8 @@ def init_weights(model, n_layers):
 
 
 def init_xavier(model, d_model):
-    """Uniform of variance 2 / (fan in + fan out) (Glorot & Bengio, 2010), biases 0; embeddings N(0, 1/d_model).
-
-    W_r and symbols keep their start.
+    """Uniform of variance 2 / (fan in + fan out) (Glorot & Bengio, 2010), biases 0;
+    embeddings with variance 1 / d_model. W_r, S_lib and F_lib keep their start.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -293,7 +291,7 @@ def init_xavier(model, d_model):
 
 
 class LanguageModel(nn.Module):
-    """Predicts each next token from those before it: a causal Stack between an embedding and its transpose."""
+    """Predicts each next token from those before it: a causal Stack between embedding and output layer."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -326,7 +324,7 @@ class LanguageModel(nn.Module):
 
 
 def patchify(images, patch_size):
-    """(B, C, H, W) -> (B, patches, patch_size^2 C): row by row, and within a patch row by row, colours last."""
+    """(B, C, H, W) -> (B, patches, patch_size^2 C): row by row, and within a patch row by row, channels last."""
     p = patch_size
     return images.unflatten(2, (-1, p)).unflatten(4, (-1, p)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
@@ -373,8 +371,9 @@ class VisionTransformer(nn.Module):
 class Seq2SeqTransformer(nn.Module):
     """From a question to its answer: an encoder, and a causal decoder with cross-attention to the encoder's output.
 
-    cfg describes both; the decoder may have its own number of blocks and of relational heads. Both use one symbol
-    module. Token 0 is padding, at the end of questions and answers, and masked in attention.
+    cfg describes both; the decoder may have its own number of blocks and of relational heads. Where both have relational
+    heads they share one symbol module, unless shared_symbols=False. Token 0 is padding, at the end of questions and
+    answers, and masked in attention.
     """
 
     def __init__(self, cfg, *, n_layers_decoder=None, n_ra_decoder=None):
@@ -413,18 +412,20 @@ class Seq2SeqTransformer(nn.Module):
 
     @torch.no_grad()
     def generate(self, questions, max_new_tokens, *, start, end, use_cache=True):
-        """The likeliest token after `start`, then after that, up to `end`: (B, at most max_new_tokens), padded by 0."""
+        """Greedy decoding from `start` to `end`: (B, at most max_new_tokens), padded by 0."""
         was_training = self.training
         self.eval()
-        context, mask = self.encode(questions)
-        caches = [Cache(max_new_tokens) for _ in self.decoder.blocks] if use_cache else None
-        answers = questions.new_full((len(questions), 1), start)
-        ended = torch.zeros(len(questions), 1, dtype=torch.bool, device=questions.device)
-        for _ in range(max_new_tokens):
-            logits = self.decode(answers[:, -1:] if use_cache else answers, context, mask, caches)
-            token = logits[:, -1].argmax(-1, keepdim=True).masked_fill(ended, 0)                  # (B, 1)
-            answers, ended = torch.cat([answers, token], dim=1), ended | (token == end)
-            if ended.all():
-                break
-        self.train(was_training)
+        try:
+            context, mask = self.encode(questions)
+            caches = [Cache(max_new_tokens) for _ in self.decoder.blocks] if use_cache else None
+            answers = questions.new_full((len(questions), 1), start)
+            ended = torch.zeros(len(questions), 1, dtype=torch.bool, device=questions.device)
+            for _ in range(max_new_tokens):
+                logits = self.decode(answers[:, -1:] if use_cache else answers, context, mask, caches)
+                token = logits[:, -1].argmax(-1, keepdim=True).masked_fill(ended, 0)              # (B, 1)
+                answers, ended = torch.cat([answers, token], dim=1), ended | (token == end)
+                if ended.all():
+                    break
+        finally:
+            self.train(was_training)
         return answers[:, 1:]

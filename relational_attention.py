@@ -6,10 +6,10 @@ The message of a standard head is the features of the sender. The message of a r
     a_i  =  sum_j alpha_ij ( r_ij W_r + s_j W_s )
 
     alpha_ij  = softmax_j( <q_i, k_j> / sqrt(d_h) )               which senders: as in any attention, per head
-    r_ij[l]   = <q_rel_i[l], k_rel_j[l]> / sqrt(rel_proj_dim)     R relations, shared by all heads, not masked
+    r_ij[l]   = <q_rel_i[l], k_rel_j[l]> / sqrt(rel_proj_dim)     R relations, shared by all heads; no mask acts on them
     s_j       = symbols                                           see symbols.py
 
-paper: neither square root; here both, as in the authors' code, so that neither grows with its width.
+paper: neither square root; here both, as in the authors' code, so that neither dot product grows with its width.
 
 `RelationalAttention.literal` is this equation. Two other forms compute the same sum without a tensor of n x n
 relations; `choose_form` says which one is used. Shapes as in attention.py; R relations of width p = rel_proj_dim.
@@ -34,10 +34,10 @@ class RelationalAttention(nn.Module):
     n_relations     R, the number of relations d_r; default n_heads
     rel_proj_dim    p, the width in which one relation compares two objects; default n_heads * d_h / R
     n_kv_heads      key and symbol heads, each shared by n_heads / n_kv_heads query heads; relations are shared anyway
-    symmetric       W_q_rel = W_k_rel: r_ij = r_ji, a positive semi-definite kernel
+    symmetric       W_q_rel = W_k_rel: r_ij = r_ji, a positive semi-definite kernel (before any activation)
     output_bias     a bias in W_o; default: as the other projections
     rel_activation  applied to r; any but "identity" needs the literal form and its n x n x R memory
-    Raises ValueError for widths that do not divide.
+    Raises ValueError for widths that do not divide, or an unknown activation.
     """
 
     def __init__(self, d_model, n_heads, *, total_heads=None, n_relations=None, rel_proj_dim=None, n_kv_heads=None,
@@ -85,7 +85,7 @@ class RelationalAttention(nn.Module):
         return out, attention_weights(q, k, causal=causal, mask=mask), self.relations(q_rel, k_rel, causal, mask)
 
     def literal(self, q, k, q_rel, k_rel, s, *, causal, mask, relative):
-        """Eq. 3, the definition -> a (B, H, T, d_h). relative: s is given by offset j - i, not by sender j."""
+        """Eq. 3, the definition -> a (B, H, T, d_h). relative: s is indexed by offset j - i instead of by sender j."""
         alpha = attention_weights(q, k, causal=causal, mask=mask)                  # (B, H, T, S)
         r = self.relations(q_rel, k_rel, causal, mask)                             # (B, R, T, S)
         alpha = F.dropout(alpha, self.dropout, self.training)
@@ -107,30 +107,31 @@ class RelationalAttention(nn.Module):
 
             sum_j alpha_ij <q_rel_i[l], k_rel_j[l]>   =   < q_rel_i[l],  sum_j alpha_ij k_rel_j[l] >
 
-        So relational attention is ordinary attention whose values are the relation keys k_rel_j and the symbols s_j W_s,
-        followed by a product with the receiver's relation queries. Memory is linear in n. Not for relative symbols.
+        So relational attention is ordinary attention whose values are the relation keys k_rel_j and symbols s_j W_s,
+        followed by a product with the receiver's relation queries. With fused kernels memory is linear in n (but a mask
+        together with causal is a T x S tensor). Not for relative symbols.
         """
         (B, G, S, d_h), dropout = k.shape, self.dropout if self.training else 0.0
         k_rel = merge_heads(k_rel)[:, None].expand(B, G, S, -1)                    # (B, G, S, R p), for all heads
         parts = []
-        for part in k_rel.split(256, dim=-1):                                      # fused kernels take at most 256
-            pad = max(0, part.size(-1) - d_h)                                      # and one width: zeros change no score
+        for part in k_rel.split(256, dim=-1):                                      # fused kernels: at most 256 features
+            pad = max(0, part.size(-1) - d_h)                                      # in v, as many in q: pad by zeros
             parts.append(attend(F.pad(q, (0, pad)), F.pad(k, (0, pad)), part, causal=causal, mask=mask,
                                 dropout=dropout, scale=d_h ** -0.5))
         summed = torch.cat(parts, -1).unflatten(-1, (self.n_relations, -1))        # (B, H, T, R, p)
-        q_rel = q_rel.transpose(1, 2)[:, None] / self.rel_proj_dim ** 0.5          # (B, 1, T, R, p)
-        r = (q_rel * summed).sum(-1, dtype=torch.promote_types(q.dtype, torch.float32))        # (B, H, T, R)
-        s = attend(q, k, s.expand(B, G, S, d_h), causal=causal, mask=mask, dropout=dropout)
-        return r.type_as(q) @ self.W_r + s
+        queries = q_rel.transpose(1, 2)[:, None] / self.rel_proj_dim ** 0.5        # (B, 1, T, R, p)
+        m = (queries * summed).sum(-1, dtype=torch.promote_types(q.dtype, torch.float32))      # sum_j alpha_ij r_ij
+        o = attend(q, k, s.expand(B, G, S, d_h), causal=causal, mask=mask, dropout=dropout)    # sum_j alpha_ij s_j W_s
+        return m.type_as(q) @ self.W_r + o
 
     def blocked(self, q, k, q_rel, k_rel, s, *, causal, mask, relative):
         """The same a, one block of queries at a time, so that no n x n tensor is stored: see extras/blocked.py."""
-        s, r = attend_in_blocks(q, k, s, q_rel, k_rel, causal=causal, mask=attention_mask(q, k, False, mask),
+        o, m = attend_in_blocks(q, k, s, q_rel, k_rel, causal=causal, mask=attention_mask(q, k, False, mask),
                                 dropout=self.dropout if self.training else 0.0, relative=relative)
-        return r.type_as(q) @ self.W_r + s.type_as(q)                              # r (B, H, T, R)
+        return m.type_as(q) @ self.W_r + o.type_as(q)                              # m: sum_j alpha_ij r_ij
 
     def choose_form(self, q, k, symbols):
-        """Literal up to 128 tokens; beyond, blocked on a CPU and for relative symbols, and fast elsewhere."""
+        """Literal up to 128 tokens (128^2 pairs); beyond, blocked on a CPU or for relative symbols, else fast."""
         if self.rel_activation != "identity" or q.size(-2) * k.size(-2) <= 128 ** 2:
             return self.literal
         return self.blocked if q.device.type == "cpu" or isinstance(symbols, PositionRelativeSymbols) else self.fast
@@ -139,8 +140,8 @@ class RelationalAttention(nn.Module):
 class RelationalCrossAttention(Attention):
     """The ablation (Appendix D; Altabaa et al., 2024): the message is the symbol alone, a_i = sum_j alpha_ij s_j W_s.
 
-    Self-attention whose values come from symbols; W_v plays W_s (paper: s_j itself; here a projection per head, as in
-    the authors' code). The only relation it computes is alpha.
+    Self-attention whose values come from symbols; W_v takes the role of W_s (paper: s_j itself; here a projection per
+    head, as in the authors' code). The only relation it computes is alpha.
     """
 
     def forward(self, x, symbols, *, causal=False, mask=None, rope=None, cache=None):
@@ -150,7 +151,7 @@ class RelationalCrossAttention(Attention):
         if cache is not None:
             k = cache.append("k_attn", k)
         s = project_symbols(symbols, self.W_v, self.n_kv_heads, x.size(1), cache)  # s_j W_s: (B or 1, G, S, d_h)
-        if isinstance(symbols, PositionRelativeSymbols):                           # these are not values of j alone
+        if isinstance(symbols, PositionRelativeSymbols):                           # these depend on i, too
             alpha = attention_weights(q, k, causal=causal, mask=mask)              # (B, H, T, S)
             a = sum_symbols(F.dropout(alpha, self.dropout, self.training), s, relative=True)
         else:

@@ -8,8 +8,8 @@ A symbol names the sender without describing it (Section 2.3). Three kinds of sy
     SymbolicAttention         s_j depends on what kind of object the sender is: a learned, soft classification (Eq. 4)
 
 Each is called as module(x, start) on x (B, T, d_model), whose first token has position `start` in its sequence, and
-returns what relational attention takes as `symbols`. S_lib starts as N(0, 1), as in the authors' code (but for the
-positional symbols of their language models, which start as N(0, 0.02)), or for relative symbols as noted there.
+returns what relational attention takes as `symbols`. S_lib starts as N(0, 1), relative symbols Xavier-uniform, as in
+the authors' code. (The positional symbols of their language models start with a standard deviation of 0.02.)
 """
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ class PositionRelativeSymbols(nn.Module):
     """s_{j-i} = S_lib[j - i]: one learned vector for each offset; offsets beyond max_distance share the last one.
 
     Such a symbol belongs to a *pair* of tokens, so there is no tensor (T, d_model) to return: the module itself is
-    passed to relational attention, which looks up the offsets that occur with `table` and sums them with `sum_by_pair`.
+    passed to relational attention. There `project_symbols` calls `table`, and `sum_symbols` calls `sum_by_pair`.
     """
 
     def __init__(self, d_model, max_distance):
@@ -66,8 +66,8 @@ class SymbolicAttention(nn.Module):
 
     n_symbols: size of the library; n_heads: each head matches its own slice of the d_model features.
     trainable_symbols=False freezes S_lib at its random start (as in the published FineWeb checkpoints).
-    At the start of a language model x W_q is small (both are N(0, 0.02)), so all tokens have nearly the same symbol;
-    they learn to differ. The authors' models start in the same way.
+    A language model starts with small x W_q (embeddings and weights have standard deviation .02), so all tokens have
+    nearly the same symbol and learn to differ. The authors' models start in the same way.
     As in the authors' code, and not in Eq. 4: the heads, the scale 1/sqrt(d_h) and a bias in W_q.
     """
 
@@ -98,13 +98,15 @@ def make_symbols(cfg):
                                  dropout=cfg.dropout)
     if cfg.symbols == "relative":
         return PositionRelativeSymbols(cfg.d_model, cfg.max_distance or cfg.max_len)
-    return PositionalSymbols(cfg.d_model, cfg.max_len)
+    if cfg.symbols == "positional":
+        return PositionalSymbols(cfg.d_model, cfg.max_len)
+    raise ValueError(f"symbols={cfg.symbols!r}: make_symbols in symbols.py does not know it")
 
 
 def project_symbols(symbols, W_s, n_heads, T, cache=None):
     """s_j W_s in heads: (B or 1, n_heads, S, d_h) by sender, or for relative symbols (1, n_heads, T + S - 1, d_h).
 
-    symbols: (B, T, d_model), (T, d_model), or PositionRelativeSymbols; with a cache T new tokens follow those in it.
+    symbols: (B, T, d_model), (T, d_model), or PositionRelativeSymbols. A cache already holds the keys of these T tokens.
     """
     if isinstance(symbols, PositionRelativeSymbols):                   # by offset: nothing to cache
         S = T if cache is None else len(cache)

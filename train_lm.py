@@ -66,9 +66,9 @@ def train(cfg, run, corpus, device, dtype, stop_requested):
         model = make_model(cfg).to(device)
         optimizer = training.make_optimizer(model, cfg)
         run.begin(model, optimizer, device)
-    n, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or frozen) for frozen in (True, False))
-    print(f"\n{run.folder}: {cfg.n_sa} sensory + {cfg.n_ra} relational heads, {n:,} parameters"
-          + f", {trained:,} of them trained" * (trained < n))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"\n{run.folder}: {cfg.n_sa} sensory + {cfg.n_ra} relational heads, "
+          f"{run.record['n_parameters']:,} parameters, {trained:,} of them trained")
     forward = torch.compile(model) if cfg.compile else model
     starts = tokens.fixed_starts(len(corpus.val), cfg.max_len, cfg.eval_windows)
 
@@ -113,7 +113,7 @@ def train(cfg, run, corpus, device, dtype, stop_requested):
 
 @torch.no_grad()
 def evaluate(model, val, starts, cfg, device, dtype):
-    """Mean loss in nats per token over the windows of `val` that begin at `starts`, whatever the batch size."""
+    """Mean loss in nats per token over the windows of `val` that begin at `starts`."""
     model.eval()
     nats = n_tokens = 0
     mine = starts[distributed.RANK::distributed.WORLD]
@@ -190,7 +190,6 @@ def main(argv=None):
         figures.report([run.folder for run in runs], configs[0].out_dir)
     if all(cfg.n_ra for cfg in configs):
         print("For the Transformer beside it, repeat the command with --baseline; what is finished is reused.")
-    print("Short runs on text hardly tell the two apart; the paper's clear case is Relational Games: train_relgames.py")
     distributed.end()
 
 

@@ -26,7 +26,7 @@ from toolbox.figures.runs import run_folders
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
 from toolbox.run import NOT_COMPARED, Run
 
-# The published model: pre-norm, no norm after the last block; one token for each of the nine objects, and a class token.
+# The published model: pre-norm, no norm after the last block; a token for each of the nine objects, and a class token.
 # (1+1 heads: the relation is 64 wide; --rel_proj_dim=128 is the published width, see docs/differences.md)
 DEFAULTS = dict(d_model=128, n_layers=2, n_heads=2, n_ra=2, d_ff=256, activation="swiglu", dropout=0.1,
                 position="learned", final_norm=False, symbols="positional", n_symbols=9, symmetric=True,
@@ -49,6 +49,7 @@ class Config(training.TrainingOptions, TransformerConfig):
     epochs: int = 50                        # passes through the training images
     max_steps: int | None = None            # stop each training after so many steps
     # running
+    resume: bool = False                    # without effect: a run has no checkpoint; what is finished is always reused
     sweep: bool = False                     # all five tasks, all training sizes of the paper, five seeds
     workers: int | None = None              # trainings at a time; default: one for each CPU core, 4 on a GPU
 
@@ -78,7 +79,7 @@ def steps_per_epoch(cfg):
 
 def train(run, data, device, dtype):
     """One run, in a process of its own -> its accuracy on each set of sprites."""
-    cfg = replace(run.cfg, max_steps=run.max_steps)
+    cfg = replace(run.cfg, max_steps=run.max_steps)                   # data: a path, of which cfg.data is the name
     (images, labels), tests = games.split(cfg.task, cfg.sprites, cfg.train_size, cfg.test_size, cfg.seed, data=data,
                                           test_data=cfg.test_data, data_dir=cfg.data_dir, alternative=cfg.alternative)
     images, labels = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)   # uint8 (N, 36, 36, 3)
@@ -130,7 +131,7 @@ PRESETS = {"wide": dict(d_model=144, d_ff=288, n_ra=0)}               # v3 of th
 
 
 def configs_of(argv):
-    """The command line -> one Config for each run. Raises ValueError if a list is given where one value belongs."""
+    """The command line -> one Config for each run. Raises ValueError for a list of an option that takes one value."""
     grid = {"n_ra": (2, 1), "seed": (1, 2, 3)}                        # what is not named on the command line
     if parse_options(Config, PRESETS, argv)[0].sweep:
         grid = {"n_ra": (2, 1), "seed": (1, 2, 3, 4, 5), "task": games.TASKS}

@@ -25,7 +25,7 @@ from toolbox.run import Run, load_checkpoint
 METRICS = ("val_loss", "char_accuracy", "exact_match")                 # see evaluate
 HELD_OUT = 1000                             # generated problems of each level on which a finished model is scored
 
-# the paper's model, in a short training (relations 16 wide; --rel_proj_dim=32 is the published width: docs/differences.md)
+# the paper's model, in a short training (relations are 16 wide; --rel_proj_dim=32: as published, docs/differences.md)
 DEFAULTS = dict(vocab_size=mathematics.VOCAB_SIZE, max_len=mathematics.LONGEST_QUESTION, n_layers=2, d_ff=256,
                 activation="relu", norm_first=False, final_norm=False, bias=True, position="sinusoidal",
                 symbols="relative", max_steps=2000, warmup_steps=100, beta2=0.995, log_every=50,

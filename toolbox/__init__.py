@@ -1,1 +1,1 @@
-"""Tools of the scripts: options, optimizers, run folders, figures. Nothing here is about attention: you need not read it."""
+"""Tools of the scripts: options, optimizers, run folders, figures. Nothing here is about attention."""

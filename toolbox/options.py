@@ -120,8 +120,8 @@ def agreed(configs, names):
 def comments_and_groups(Config):
     """{field: the comment behind it}, {field: the comment line above its group}, from the source of all its classes.
 
-    A class that redefines a field overrides its comment; the field stays in its group. What a script adds to the model's
-    options before its first comment line belongs to them.
+    A class that redefines a field overrides its comment; the field stays in its group. What a script adds before
+    its first comment line belongs to the model's options.
     """
     comments, groups = {}, {}
     for cls in reversed(Config.__mro__[:-1]):

@@ -11,7 +11,8 @@
                 run.save("last.pt", step, model, optimizer)
             run.finish()
 
-The script decides when. Nothing that is not finite (NaN, infinity) is logged or saved: the script ends instead.
+The script decides when to log and when to save. Nothing that is not finite (NaN, infinity) is logged or saved: the
+script ends instead.
 Among several processes (toolbox/distributed.py) all call these methods, and process 0 alone writes.
 """
 import csv
@@ -38,12 +39,10 @@ ROOT = Path(__file__).parents[1]
 # the files on which a result depends, besides the script itself
 CODE = ["attention.py", "relational_attention.py", "symbols.py", "model.py", "extras/blocked.py", "toolbox/training.py",
         "toolbox/run.py", "toolbox/distributed.py", "data/**/*.py"]
-# Options that do not define a run: where it computes, reads and writes; which other runs are made or drawn beside it;
-# how a step is cut into pieces, which changes it by rounding (and by which neurons drop out) only; further test data.
+# Options that do not change what a run computes, but for rounding (and which neurons drop out).
 NOT_COMPARED = ("device", "out_dir", "data_dir", "workers", "resume", "baseline", "match_params", "sweep", "paper",
                 "micro_batch", "recompute", "test_data")
-# Not in its folder's name: heads and seed, which stand first in it; what the tokenizer decides; what changes its log
-# alone. (In config.json these are compared.)
+# Options without a place of their own in the folder's name. Heads and seed always stand first in it.
 NOT_NAMED = ("n_heads", "n_ra", "seed", "vocab_size", "eval_every", "log_every", *NOT_COMPARED)
 
 
@@ -104,8 +103,8 @@ class Run:
         self.columns = ["step", unit, "train_loss", *metrics, "lr", f"{unit}_per_s", "seconds"]
         self.record = {"options": asdict(cfg), "facts": facts, "code": code_hash(cfg),
                        "command": shlex.join(["python", *sys.argv]), "torch": torch.__version__, "finished": False}
-        self.step, self.best = 0, math.inf                             # of the last checkpoint
-        self.losses, self.norms, self.read = [], [], []                # since the last row: on the device; read from it
+        self.step, self.best = 0, math.inf                             # of the last checkpoint; the lowest loss so far
+        self.losses, self.norms, self.read = [], [], []                # of the last steps: on the device; read from it
         self.seconds, self.since = 0.0, None                           # on the clock; since when it runs
         self.row = {"step": 0, "seconds": 0.0}                         # of the last training row
 
@@ -123,7 +122,7 @@ class Run:
         return record if then == now and record["facts"] == self.record["facts"] else None
 
     def reusable(self, quiet=False):
-        """True, and says so, if this run was finished before with the same options, data, code and torch."""
+        """True if this run was finished before with the same options, data, code and torch; says so."""
         record = self.found() if distributed.RANK == 0 else None       # process 0 decides
         reuse = bool(record and record["finished"] and all(record[k] == self.record[k] for k in ("code", "torch")))
         if reuse and not quiet:
@@ -157,12 +156,13 @@ class Run:
             self.record["processes"] = distributed.WORLD
         if distributed.RANK == 0:
             found = self.found()
-            if self.cfg.resume and last.exists() and not (found and found["finished"]):    # finished: by other code
+            finished = found and found["finished"]                     # by other code, or it would be reused
+            if self.cfg.resume and last.exists() and not finished:
                 self.restore(last, found, model, optimizer)
             else:
-                self.start_folder()
+                self.start_folder(finished)
             self.write_record()
-        self.step = round(distributed.total([self.step])[0])           # 0 in all processes but the first
+        self.step = round(distributed.total([self.step])[0])           # process 0 tells the others, which have 0
         if distributed.RANK and self.step:
             state = load_checkpoint(last)
             model.load_state_dict(state["model"])
@@ -172,9 +172,10 @@ class Run:
                                     bar_format="{n_fmt}/{total_fmt} |{bar:20}| {remaining} left{postfix}")
         self.since = time.perf_counter()
 
-    def start_folder(self):
+    def start_folder(self, finished):
         if self.cfg.resume:
-            print(f"{self.folder}: nothing to resume, starting at step 0")
+            why = "finished by other code" if finished else "nothing to resume"
+            print(f"{self.folder}: {why}, starting at step 0")
         if self.folder.exists():
             old = self.folder.with_name(self.folder.name + ".old")
             print(f"{self.folder}: the earlier run moves to {old.name}"
@@ -274,7 +275,7 @@ class Run:
                 self.bar.write(text)
 
     def save(self, name, step, model, optimizer):
-        """Writes a checkpoint, unless a loss since the last one was not finite."""
+        """Writes a checkpoint; ends the script instead if a loss since the last one was not finite."""
         self.check()
         state = {"options": self.record["options"], "facts": self.record["facts"], "step": step,
                  "model": model.state_dict(), "optimizer": optimizer.state_dict(), "seconds": self.clock(),

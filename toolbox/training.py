@@ -1,6 +1,6 @@
 """Functions for the train scripts: common options, device, optimizer, learning rate, baselines. No loop, no callbacks.
 
-Randomness is a function of (seed, step) alone (`reseed`), so a resumed run needs no stored random state.
+Randomness is a function of (seed, step, process) alone (`reseed`): a resumed run needs no stored random state.
 """
 import math
 import re
@@ -95,7 +95,7 @@ def match_parameters(cfg, target, make_model):
 # ---- on what device, in what precision -------------------------------------------------------------------------------
 
 def choose_device(name="auto", dtype="auto"):
-    """-> torch.device, dtype to compute in, and one line that says why. 'auto' takes the best there is.
+    """-> torch.device, dtype to compute in, and one line that says why. 'auto': cuda, else mps, else cpu.
 
     On a GPU it also decides whether products of float32 may use TF32: yes, unless float32 was asked for.
     """
@@ -110,7 +110,7 @@ def choose_device(name="auto", dtype="auto"):
     if dtype != "auto":
         return device, getattr(torch, dtype), f"{device}, {dtype} as asked for"
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return device, torch.bfloat16, f"{device} ({torch.cuda.get_device_name(device)}), bfloat16 since it has it"
+        return device, torch.bfloat16, f"{device} ({torch.cuda.get_device_name(device)}), bfloat16: native"
     why = "bfloat16 would be emulated" if device.type == "cuda" else "bfloat16 is rarely faster there"
     return device, torch.float32, f"{device}, float32: {why}"
 
@@ -122,7 +122,7 @@ def autocast(device, dtype):
 
 @contextmanager
 def memory_errors(n_sequences=None):
-    """Around training with so many sequences at a time, or None: around building the model.
+    """n_sequences: how many are in memory at a time in training; None while the model is built.
 
     Out of memory ends the script with one line that says what helps.
     """
@@ -167,7 +167,7 @@ def stop_on_signal():
 # ---- steps -----------------------------------------------------------------------------------------------------------
 
 def make_optimizer(model, cfg):
-    """AdamW; weight decay on tensors of two or more dimensions, not on biases and norms. Frozen tensors are left out."""
+    """AdamW; weight decay on tensors of two or more dimensions, not on biases and norms. Frozen ones are left out."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in parameters if p.dim() >= 2], "weight_decay": cfg.weight_decay},
               {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]

@@ -186,11 +186,12 @@ def test_rope_makes_scores_depend_on_distance_and_does_not_act_on_relations():
     torch.testing.assert_close(score(3, 1), score(12, 10), rtol=0, atol=1e-5)      # the table is float32
     assert abs(score(3, 1) - score(3, 2)) > 1e-3
     m, x = RelationalAttention(D, 4), torch.randn(1, T, D)
-    assert torch.equal(m(x, x, need_weights=True)[2], m(x, x, rope=rope_table(torch.arange(T), 4), need_weights=True)[2])
+    rope = rope_table(torch.arange(T), 4)
+    assert torch.equal(m(x, x, need_weights=True)[2], m(x, x, rope=rope, need_weights=True)[2])
 
 
 def heads_with_loops(m, x, values, causal, rope):
-    """Eq. 2, every sum a loop: heads of a module with W_q, W_k, W_v, W_o; values(b, i, j) is the input of W_v for sender j and receiver i."""
+    """Eq. 2, every sum a loop, by a module's W_q, W_k, W_v, W_o; values(b, i, j): W_v's input for receiver i, sender j."""
     H, G = m.n_heads, m.n_kv_heads
     d_h = m.W_q.weight.size(0) // H
     out = torch.zeros(*x.shape[:2], H * d_h, dtype=x.dtype)
@@ -304,7 +305,7 @@ def test_literal_up_to_128_tokens_then_blocked_on_a_cpu_and_fast_elsewhere(n, de
 
 @pytest.mark.parametrize("R, p", [(2, 4), (7, 40), (3, 300), (64, 16)])
 def test_the_forms_agree_for_any_number_and_width_of_relations(R, p):
-    """R p from 8 to 1,024 features: the fast form cuts them into slices of at most 256, wherever that cuts a relation."""
+    """R p from 8 to 1,024 features: the fast form cuts them into slices of at most 256, within a relation or not."""
     torch.manual_seed(0)
     m = RelationalAttention(D, 4, n_relations=R, rel_proj_dim=p, n_kv_heads=2).double()
     x, mask, results = torch.randn(B, T, D, dtype=torch.float64, requires_grad=True), make_mask("any"), []
