@@ -46,12 +46,11 @@ def test_the_baseline_of_a_preset_is_the_published_transformer():
     assert all(m.norm_bias and m.attention_bias == "none" and m.activation == "gelu_tanh" for m in models)
 
 
-@pytest.mark.parametrize("shape", ["--d_model=64 --n_layers=4", "--d_model=64 --n_layers=5", "--d_model=64 --n_layers=6",
-                                   "--d_model=128 --n_layers=4", "--d_model=128 --n_layers=6"])
-def test_the_tinystories_models_are_those_of_table_1(shape):
+@pytest.mark.parametrize("d_model, n_layers", [(64, 4), (64, 5), (64, 6), (128, 4), (128, 6)])
+def test_the_tinystories_models_are_those_of_table_1(d_model, n_layers):
     for n_ra, symbols in ((0, "symbolic"), (2, "symbolic"), (4, "symbolic"), (4, "relative")):
-        cfg = config("--preset=tinystories", *shape.split(), f"--n_ra={n_ra}", f"--symbols={symbols}",
-                     "--vocab_size=32000")
+        cfg = config("--preset=tinystories", f"--d_model={d_model}", f"--n_layers={n_layers}", f"--n_ra={n_ra}",
+                     f"--symbols={symbols}", "--vocab_size=32000")
         assert cfg.batch_size * cfg.max_len == 131_072 and cfg.max_steps == 100_000
         assert {training.learning_rate(step, cfg) for step in (1, 50_000, 100_000)} == {1e-3}
         assert (cfg.n_symbols, cfg.symbol_heads, cfg.max_len, cfg.dropout, cfg.bias) == (512, 4, 512, 0.1, False)
@@ -75,7 +74,7 @@ def test_published_losses_stand_beside_the_models_of_the_paper_only():
                           (dict(n_ra=0, symbols="relative"), 1.775)):  # a Transformer has no symbols
         assert curves.published(run(**options))[1][-1] == pytest.approx(loss, abs=1e-3)
     assert curves.published(run(n_ra=0, n_symbols=7, max_steps=5, seed=3, recompute=True)).size
-    for options in (dict(tokenizer="bytes"), dict(n_bytes=10 ** 7), dict(n_layers=3), dict(ra_type="rca"), dict(d_ff=99),
-                    dict(n_symbols=7), dict(symbol_heads=2), dict(share_qk=True), dict(n_relations=8), dict(max_len=256),
-                    dict(activation="gelu"), dict(trainable_symbols=False), dict(dat_n_kv_heads=2), dict(dropout=0.2)):
+    for options in (dict(tokenizer="bytes"), dict(n_bytes=10 ** 7), dict(n_layers=3), dict(ra_type="rca"),
+                    dict(d_ff=99), dict(n_symbols=7), dict(symbol_heads=2), dict(share_qk=True), dict(n_relations=8),
+                    dict(max_len=256), dict(activation="gelu"), dict(trainable_symbols=False), dict(dat_n_kv_heads=2), dict(dropout=0.2)):
         assert not curves.published(run(**options)).size

@@ -1,4 +1,4 @@
-"""train_lm.py: validation, pieces of a batch, clipping, memory. (Folders and signals: test_runs.py and test_loops.py.)"""
+"""train_lm.py: validation, micro-batches, clipping, memory. (The run's folder and its loop: test_runs.py, test_loops.py.)"""
 import csv
 from dataclasses import replace
 

@@ -118,8 +118,8 @@ def test_a_log_has_a_row_for_each_training_loss_and_one_for_each_validation(whol
 
 
 @pytest.mark.parametrize("stopped_at", [7, 12])                        # no row and no validation; the last step
-def test_ctrl_c_finishes_the_step_and_saves_and_resume_continues_bit_for_bit(stopped_at, train, whole, at_step, tmp_path,
-                                                                             capsys):
+def test_ctrl_c_finishes_the_step_and_saves_and_resume_continues_bit_for_bit(stopped_at, train, whole, at_step,
+                                                                             tmp_path, capsys):
     at_step(lambda step: os.kill(os.getpid(), signal.SIGINT) if step == stopped_at else None)
     with pytest.raises(SystemExit) as stop:
         train(tmp_path)

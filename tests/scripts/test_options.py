@@ -100,7 +100,7 @@ def test_a_script_gives_inherited_options_its_own_defaults():
     assert (cfg.d_model, cfg.symbols, cfg.rate, cfg.further, cfg.n_layers) == (64, "relative", 0.3, 1, 4)
     assert Script(d_model=32).d_model == 32 and Options().d_model == 128               # the base class is unchanged
     assert [f.name for f in fields(Script)] == [f.name for f in fields(Options)] + ["further"]
-    defaults = {f.name: f.default for f in fields(Script)}             # of which a run's name leaves the default ones out
+    defaults = {f.name: f.default for f in fields(Script)}             # a run is named by what differs from these
     assert (defaults["d_model"], defaults["steps"]) == (64, 10)
     with pytest.raises(ValueError, match="at most 1000"):              # checks are inherited
         Script(steps=2000)

@@ -1,4 +1,4 @@
-"""sample.py as a user meets it: text from a run's checkpoint or a published one, as it is made."""
+"""sample.py: text from a run's checkpoint or a published one, printed token by token."""
 import io
 import itertools
 import os
@@ -14,17 +14,14 @@ from test_pretrained import DAT, random_weights, write
 
 import sample
 import train_lm
-from config import TransformerConfig, model_config
 from data.text.tokenizers import load_tokenizer
-from generation import stream
-from model import LanguageModel
+from model import LanguageModel, TransformerConfig, model_config, stream
 
-pytestmark = pytest.mark.usefixtures("fast_form")
 ROOT = Path(sample.__file__).parent
 
 
 def save(path, facts=None, **options):
-    """A checkpoint as training.Run.save writes it, of a small model at random."""
+    """A checkpoint as toolbox.run.Run.save writes it, of a small model with random weights."""
     small = dict(d_model=16, n_layers=1, n_heads=2, n_ra=1, max_len=16, n_symbols=4, symbol_heads=2)
     options = asdict(TransformerConfig()) | small | dict(seed=3) | options
     torch.manual_seed(0)
@@ -60,16 +57,16 @@ def test_samples_come_from_the_checkpoint_and_are_repeatable(tiny, only_run, cap
     first, second = text(), text("--seed=2")
     assert text() == text("--use_cache=False") == text(f"--from={folder / 'last.pt'}") == first != second
     assert first.startswith("to be") and first.endswith("\n") and len(first) > 20
-    assert text("--seed=1,2") == text("--n_samples=2") == first + second          # the second text counts its seed up
+    assert text("--seed=1,2") == text("--n_samples=2") == first + second          # the second text has the next seed
     assert text("--temperature=0") == text("--top_k=1") == text("--top_p=1e-9") != first
 
 
 @pytest.fixture
 def written(monkeypatch):
-    """A function that makes the script's model write these tokens; it then holds how it was asked to."""
+    """A function that makes the script's model write these tokens; `written.call` then holds the arguments."""
     def let(tokens):
         def fake(model, idx, max_new_tokens, **how):
-            let.asked = SimpleNamespace(prompt=idx.tolist()[0], max_new_tokens=max_new_tokens, **how)
+            let.call = SimpleNamespace(prompt=idx.tolist()[0], max_new_tokens=max_new_tokens, **how)
             for token in tokens[:max_new_tokens]:
                 yield torch.tensor([[token]])
         monkeypatch.setattr(sample, "stream", fake)
@@ -77,7 +74,8 @@ def written(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["naïve → 日本 🙂!", "plain"])
-def test_text_appears_as_it_is_made_also_where_a_character_is_several_tokens(text, written, tmp_path, monkeypatch):
+def test_text_appears_token_by_token_and_a_character_when_its_last_token_is_there(text, written, tmp_path,
+                                                                                  monkeypatch):
     save(tmp_path / "x.pt")
     written(list(text.encode()))
     pieces = []
@@ -87,15 +85,15 @@ def test_text_appears_as_it_is_made_also_where_a_character_is_several_tokens(tex
     assert "".join(pieces) == "é|" + "".join(character + "|" for character in text) + "\n|"
 
 
-def test_what_is_no_text_is_shown_so_that_no_terminal_minds(written, tmp_path, capsys):
+def test_control_characters_and_broken_characters_are_replaced(written, tmp_path, capsys):
     save(tmp_path / "x.pt")
     written([*b"a\x1b[2J\r\n\tb", 0xff, *b"c", *"é".encode()[:1]])     # and ends within a character
     assert says(capsys, f"--from={tmp_path / 'x.pt'}", "--prompt=>")[0] == ">a.[2J.\n\tb\ufffdc\ufffd\n"
 
 
-def test_it_stops_at_the_end_of_the_text_and_says_how_fast_it_was(written, tmp_path, capsys, monkeypatch):
+def test_it_stops_at_an_end_of_text_token_and_prints_its_speed(written, tmp_path, capsys, monkeypatch):
     save(tmp_path / "x.pt")
-    written([*b"the end", 0, *b"of which this is no part"])
+    written([*b"the end", 0, *b"never printed"])
     monkeypatch.setattr(sample, "time", SimpleNamespace(perf_counter=itertools.count().__next__))     # one a second
     out, err = says(capsys, f"--from={tmp_path / 'x.pt'}", "--prompt=At last, ", "--seed=4")
     assert out == "At last, the end\n"
@@ -103,8 +101,8 @@ def test_it_stops_at_the_end_of_the_text_and_says_how_fast_it_was(written, tmp_p
     _, err = says(capsys, f"--from={tmp_path / 'x.pt'}", f"--prompt={'long' * 5}", "--max_new_tokens=1", "--top_p=0.5",
                   "--use_cache=False")
     assert "1 tokens (prompt of 20 tokens, its last 16 read in" in err and err.endswith(", seed 1\n")
-    assert written.asked == SimpleNamespace(prompt=list(b"long" * 5), max_new_tokens=1, temperature=0.8, top_k=None,
-                                            top_p=0.5, use_cache=False, vocab_size=256)
+    assert written.call == SimpleNamespace(prompt=list(b"long" * 5), max_new_tokens=1, temperature=0.8, top_k=None,
+                                           top_p=0.5, use_cache=False, vocab_size=256)
 
 
 def test_the_prompt_comes_from_a_file_or_from_standard_input(written, tmp_path, capsys, monkeypatch):
@@ -116,13 +114,13 @@ def test_the_prompt_comes_from_a_file_or_from_standard_input(written, tmp_path, 
     for file in (tmp_path / "prompt.txt", "-"):
         written([*b"more"])
         out, _ = says(capsys, f"--from={tmp_path / 'x.pt'}", f"--prompt_file={file}")
-        assert out == "über alles,\nnot \ufffdmore\n" and written.asked.prompt == list(raw)
+        assert out == "über alles,\nnot \ufffdmore\n" and written.call.prompt == list(raw)
     written([*b"more"])
     out, _ = says(capsys, f"--from={tmp_path / 'x.pt'}", "--prompt=")
-    assert out == "more\n" and written.asked.prompt == [0]             # after an end-of-text, which is not shown
+    assert out == "more\n" and written.call.prompt == [0]              # after an end-of-text, which is not shown
 
 
-def test_a_checkpoint_knows_its_tokenizer_and_what_a_dat_has_of_its_own(tmp_path, capsys):
+def test_a_checkpoint_knows_its_tokenizer_and_the_options_of_a_dat(tmp_path, capsys):
     facts = {"tokenizer": "chars", "alphabet": "abc d"}
     m = save(tmp_path / "x.pt", facts, vocab_size=8, n_heads=4, n_ra=2, dat_n_kv_heads=1, dat_bias=None)
     assert m.stack.blocks[0].attention.relational.n_kv_heads == 1      # and 8 rows for 5 characters
@@ -136,7 +134,7 @@ def test_a_checkpoint_knows_its_tokenizer_and_what_a_dat_has_of_its_own(tmp_path
     assert "has no" in refuses(capsys, f"--from={save(tmp_path / 'y.pt') and tmp_path / 'y.pt'}", "--tokenizer=chars")
 
 
-def test_a_published_checkpoint_is_told_by_its_files_or_its_name(tmp_path, capsys, monkeypatch):
+def test_a_published_checkpoint_is_recognised_by_its_files_or_its_name(tmp_path, capsys, monkeypatch):
     config = DAT | dict(vocab_size=300, n_heads_sa=2)
     folder = write(tmp_path / "published", config, random_weights(config))
     m = sample.load_pretrained(folder)
@@ -149,16 +147,16 @@ def test_a_published_checkpoint_is_told_by_its_files_or_its_name(tmp_path, capsy
     shown = bytes(expected).decode(errors="replace")
     assert out == "to be" + "".join(c if c.isprintable() or c in "\n\t" else "." for c in shown) + "\n"
 
-    asked = []
+    loaded = []
     gpt2 = SimpleNamespace(name="gpt2", vocab_size=50_257, end=50_256)
-    monkeypatch.setattr(sample, "load_tokenizer", lambda name, *_: asked.append(name) or gpt2)
-    monkeypatch.setattr(sample, "load_pretrained", lambda *name: asked.append(name) or m)
+    monkeypatch.setattr(sample, "load_tokenizer", lambda name, *_: loaded.append(name) or gpt2)
+    monkeypatch.setattr(sample, "load_pretrained", lambda *name: loaded.append(name) or m)
     assert "gpt2 has 50,257 tokens" in refuses(capsys, f"--from={folder}")
     monkeypatch.chdir(tmp_path)
     refuses(capsys, "--from=owner/name", "--data_dir=there")
-    assert asked == [(str(folder), "data/cache"), "gpt2", ("owner/name", "there"), "gpt2"]
+    assert loaded == [(str(folder), "data/cache"), "gpt2", ("owner/name", "there"), "gpt2"]
     Path("owner").mkdir()
-    assert "no checkpoint at" in refuses(capsys, "--from=owner/name")  # a place here, where there is nothing
+    assert "no checkpoint at" in refuses(capsys, "--from=owner/name")  # a folder that exists, without a checkpoint
     assert "no checkpoint at" in refuses(capsys, "--from=owner")
 
 
@@ -197,10 +195,11 @@ def test_wrong_input_is_one_clear_line(tmp_path, capsys):
         assert words in refuses(capsys, f"--from={tmp_path / 'x.pt'}", wrong)
 
 
-def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
+def test_a_closed_pipe_ends_it_quietly(tmp_path):
+    """As in `python sample.py | head -c 4`."""
     save(tmp_path / "x.pt")
     command = [sys.executable, "sample.py", f"--from={tmp_path / 'x.pt'}", "--max_new_tokens=100000", "--device=cpu"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.read(4) == b"def "
         process.stdout.close()
-        assert process.wait(60) == 0 and process.stderr.read() == b""
+        assert process.stderr.read() == b"" and process.wait(60) == 1

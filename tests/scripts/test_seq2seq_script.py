@@ -1,5 +1,6 @@
-"""train_seq2seq.py as a user meets it."""
+"""train_seq2seq.py: what is measured, runs and their scores, presets, wrong input. (The loop itself: test_loops.py.)"""
 import csv
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -9,9 +10,11 @@ import torch
 import torch.nn.functional as F
 
 import train_seq2seq
-from toolbox import training
 from data import mathematics
-from data.mathematics import END, MODULES, PAD, START
+from data.mathematics import END, MODULES, PAD, START, files
+from toolbox.options import parse_options
+from toolbox.run import load_checkpoint
+from toolbox.training import count_parameters, with_baselines
 from train_seq2seq import PRESETS, Config, evaluate, make_model
 
 TINY = ["--d_model=16", "--d_ff=16", "--n_layers=1", "--n_heads=2", "--n_ra=1", "--batch_size=4", "--train_size=30",
@@ -29,11 +32,18 @@ def rows_of(path):
         return list(csv.DictReader(f))
 
 
+def scores_of(out_dir):
+    """{problems: scores} of the one run in out_dir, the checksum of the problems left out."""
+    path, = out_dir.glob("*/config.json")
+    scores = json.loads(path.read_text())["scores"]
+    return {name: {k: v for k, v in one.items() if k != "sha256"} for name, one in scores.items()}
+
+
 def trained(cfg):
-    """The model of a run of its own, and its problems."""
+    """The model of the one run in cfg.out_dir, and its problems."""
     folder, = (p.parent for p in Path(cfg.out_dir).glob("*/last.pt"))
     model = make_model(cfg)
-    model.load_state_dict(training.load_checkpoint(folder / "last.pt")["model"])
+    model.load_state_dict(load_checkpoint(folder / "last.pt")["model"])
     return model, mathematics.load(cfg.data, cfg.module, cfg.level, cfg.train_size, cfg.val_size)
 
 
@@ -43,7 +53,7 @@ def test_problems_learned_by_heart_are_solved(tmp_path, capsys):
     args = [*TINY, "--d_model=32", "--d_ff=64", "--max_steps=150", "--eval_every=150", "--learning_rate=5e-3",
             "--train_size=6", "--batch_size=6", "--baseline=False", f"--out_dir={tmp_path}"]
     train_seq2seq.main(args)
-    model, (problems, _, _) = trained(*training.parse_options(Config, PRESETS, args))
+    model, (problems, _, _) = trained(*parse_options(Config, PRESETS, args))
     scores = evaluate(model, problems, CPU, torch.float32)
     assert scores["char_accuracy"] == scores["exact_match"] == 1 and scores["val_loss"] < 0.3
     capsys.readouterr()
@@ -51,7 +61,7 @@ def test_problems_learned_by_heart_are_solved(tmp_path, capsys):
     assert capsys.readouterr().out.count("   right") == 3
 
 
-def test_the_figures_are_those_of_a_loop_over_single_problems():
+def test_evaluation_equals_a_loop_over_single_problems():
     torch.manual_seed(0)
     model = make_model(Config(d_model=16, d_ff=16, n_heads=2, n_ra=1))
     with torch.no_grad():
@@ -76,7 +86,7 @@ def test_the_figures_are_those_of_a_loop_over_single_problems():
         assert scores["char_accuracy"] == sum(right) / len(right)
         assert scores["exact_match"] == 0
     assert model.training                                             # as for training
-    # the model's own answers, taken for the truth, are all right: up to an END that it may never write
+    # with the model's own answers as the targets all are right, but for those that have no END
     own = mathematics.tokens([(question, text[:30]) for (question, _), text in zip(pairs, answered)])
     wrote_end = [len(text) <= 30 for text in answered]
     assert 0 < sum(wrote_end) < len(pairs)
@@ -93,20 +103,21 @@ def test_a_plain_run_trains_both_scores_them_and_is_reused(tmp_path, capsys, mon
     folders = sorted(p.parent for p in tmp_path.glob("*/config.json"))
     assert [f.name[:13] for f in folders] == ["sa1_ra1_seed1", "sa2_ra0_seed1"]
     for folder in folders:
-        assert {p.name for p in folder.iterdir()} == {"config.json", "log.csv", "best.pt", "last.pt", "scores.csv"}
+        assert {p.name for p in folder.iterdir()} == {"config.json", "log.csv", "best.pt", "last.pt"}
         rows = rows_of(folder / "log.csv")
         assert list(rows[0]) == ["step", "problems", "train_loss", "val_loss", "char_accuracy", "exact_match", "lr",
                                  "problems_per_s", "seconds"]
         assert [(r["step"], r["problems"], bool(r["exact_match"])) for r in rows] == [
-            ("0", "0", True), ("2", "8", False), ("4", "16", True), ("6", "24", False), ("8", "32", True)]
-        score, = rows_of(folder / "scores.csv")
-        assert score["problems"] == "held out, easy" and score["n"] == "20" and 0 < float(score["val_loss"]) < 6
+            ("0", "0", True), ("2", "8", False), ("4", "16", False), ("4", "16", True), ("6", "24", False),
+            ("8", "32", False), ("8", "32", True)]
+        (name, score), = json.loads((folder / "config.json").read_text())["scores"].items()
+        assert name == "held out, easy" and score["n"] == 20 and 0 < score["val_loss"] < 6
         curve = [r for r in rows_of(tmp_path / "curves.csv") if r["n_ra"] == folder.name[6]]
         assert [(r["step"], r["char_accuracy"]) for r in curve] == [
             (r["step"], f"{float(r['char_accuracy']):.6g}") for r in rows if r["char_accuracy"]]
         what = {"module": "algebra__sequence_next_term", "level": "easy", "n_ra": folder.name[6], "n_ra_decoder": "",
-                "seed": "1"}
-        assert [{**score, **what}] == [
+                "seed": "1", "problems": name}
+        assert [{**what, **{k: str(v) for k, v in score.items()}}] == [
             row for row in rows_of(tmp_path / "scores.csv") if row["n_ra"] == folder.name[6]]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert "| character accuracy | exact match | seeds |" in shown and "problems/s" in shown
@@ -119,34 +130,9 @@ def test_a_plain_run_trains_both_scores_them_and_is_reused(tmp_path, capsys, mon
     assert shown.count(": reused") == 3 and shown.count("held out, easy") == 3
     assert [(f / "last.pt").stat().st_mtime_ns for f in folders] == stamps
     rows = (tmp_path / "table.md").read_text().splitlines()[2:4]
-    assert all(row.endswith("| 1 |") for row in rows)                 # one seed, although the DAT was asked for twice
+    assert all(row.endswith("| 1 |") for row in rows)                 # one seed, although the DAT was given twice
     train_seq2seq.main([*args, "--dtype=bfloat16", "--n_ra=2"])
     assert ": reused" not in capsys.readouterr().out                   # another dtype is another result
-
-
-def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    args = [*TINY, "--dropout=0.1", "--baseline=False"]
-    train_seq2seq.main([*args, f"--out_dir={tmp_path / 'whole'}"])
-    calls = []
-
-    def once_too_often(*arguments, **named):
-        calls.append(1)
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        return torch_batch(*arguments, **named)
-    torch_batch = mathematics.batch
-    with monkeypatch.context() as m:
-        m.setattr(mathematics, "batch", once_too_often)
-        with pytest.raises(KeyboardInterrupt):
-            train_seq2seq.main([*args, f"--out_dir={tmp_path / 'cut'}"])
-    train_seq2seq.main([*args, f"--out_dir={tmp_path / 'cut'}", "--resume"])
-    (whole,), (cut,) = ([p.parent for p in (tmp_path / name).glob("*/last.pt")] for name in ("whole", "cut"))
-    weights, resumed = (torch.load(f / "last.pt", weights_only=True)["model"] for f in (whole, cut))
-    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
-    clocks = ("problems_per_s", "seconds")
-    rows, resumed = ([{k: v for k, v in row.items() if k not in clocks} for row in rows_of(f / "log.csv")]
-                     for f in (whole, cut))
-    assert rows == resumed
 
 
 def test_all_modules_are_trained_and_both_dats_have_one_transformer(tmp_path):
@@ -165,17 +151,17 @@ def test_files_are_learned_from_and_tested_on(tmp_path, capsys):
     args = [*TINY, "--module=polynomials__add", "--level=all", "--max_steps=2", "--baseline=False",
             f"--out_dir={tmp_path / 'out'}"]
     train_seq2seq.main([*args, f"--data={data}"])
-    scores, = (tmp_path / "out").glob("*/scores.csv")
-    assert [(row["problems"], row["n"]) for row in rows_of(scores)] == [
-        ("held out, easy", "5"), ("held out, medium", "5"), ("held out, hard", "5"), ("interpolate", "7")]
+    assert [(name, scores["n"]) for name, scores in scores_of(tmp_path / "out").items()] == [
+        ("held out, easy", 5), ("held out, medium", 5), ("held out, hard", 5), ("interpolate", 7)]
     assert "repeat the command with --baseline" in capsys.readouterr().out
     write(data / "interpolate/polynomials__add.txt", mathematics.generate("polynomials__add", "hard", 8, seed=6))
-    train_seq2seq.main([*args, f"--data={data}"])                      # the test file is another: scored again
-    assert ": reused" in capsys.readouterr().out and [row["n"] for row in rows_of(scores)] == ["5", "5", "5", "8"]
+    train_seq2seq.main([*args, f"--data={data}"])                      # another test file: scored again
+    assert ": reused" in capsys.readouterr().out
+    assert [scores["n"] for scores in scores_of(tmp_path / "out").values()] == [5, 5, 5, 8]
 
 
-def test_a_model_of_generated_problems_is_scored_on_files_that_it_has_not_seen(tmp_path, capsys):
-    cfg, = training.parse_options(Config, PRESETS, args := [
+def test_a_model_of_generated_problems_is_scored_on_the_new_problems_of_files(tmp_path, capsys):
+    cfg, = parse_options(Config, PRESETS, args := [
         *TINY, "--max_steps=2", "--baseline=False", f"--out_dir={tmp_path / 'out'}", "--module=polynomials__expand"])
     seen = mathematics.generate(cfg.module, "easy", 30, seed=0)
     new = mathematics.generate(cfg.module, "easy", 11, seed=5, split="val")
@@ -185,17 +171,16 @@ def test_a_model_of_generated_problems_is_scored_on_files_that_it_has_not_seen(t
     weights = (next((tmp_path / "out").glob("*/last.pt"))).stat().st_mtime_ns
     train_seq2seq.main([*args, f"--test_data={tmp_path / 'mine'}"])
     assert "train-easy/polynomials__expand.txt: 6 of 17 problems occur in training" in capsys.readouterr().out
-    scores, = (tmp_path / "out").glob("*/scores.csv")
-    assert [(row["problems"], row["n"]) for row in rows_of(scores)] == [
-        ("held out, easy", "20"), ("mine/train-easy", "11")]
+    scores = scores_of(tmp_path / "out")
+    assert [(name, one["n"]) for name, one in scores.items()] == [("held out, easy", 20), ("mine/train-easy", 11)]
     model, _ = trained(cfg)
     expected = evaluate(model, mathematics.tokens(new), CPU, torch.float32)
-    assert {name: float(rows_of(scores)[1][name]) for name in expected} == pytest.approx(expected)
+    assert scores["mine/train-easy"] == pytest.approx({"n": 11, **expected})
     assert next((tmp_path / "out").glob("*/last.pt")).stat().st_mtime_ns == weights
 
 
-def test_the_final_model_is_scored_on_problems_that_were_held_out(tmp_path):
-    cfg, = training.parse_options(Config, PRESETS, [*TINY, "--level=all", "--module=polynomials__add"])
+def test_the_final_model_is_scored_on_held_out_problems(tmp_path):
+    cfg, = parse_options(Config, PRESETS, [*TINY, "--level=all", "--module=polynomials__add"])
     train, val, _ = mathematics.load("generated", cfg.module, "all", 30, 6)
     sets = train_seq2seq.held_out(cfg, "generated", val)
     assert [len(problems[0]) for problems in sets.values()] == [20] * 3
@@ -210,18 +195,17 @@ def test_validation_is_over_all_levels_without_dropout_and_scores_are_of_the_las
     args = [*TINY, "--level=all", "--dropout=0.5", "--baseline=False", "--val_size=20", "--learning_rate=0.5",
             "--schedule=constant", f"--out_dir={tmp_path}"]
     train_seq2seq.main(args)
-    cfg, = training.parse_options(Config, PRESETS, args)
+    cfg, = parse_options(Config, PRESETS, args)
     model, (_, val, _) = trained(cfg)
     together = tuple(torch.cat(tables) for tables in zip(*val.values()))
     expected = evaluate(model.train(), together, CPU, torch.float32)
     folder, = (p.parent for p in tmp_path.glob("*/last.pt"))
     last = rows_of(folder / "log.csv")[-1]
     assert {name: float(last[name]) for name in expected} == pytest.approx(expected)
-    easy, = [row for row in rows_of(folder / "scores.csv") if row["problems"] == "held out, easy"]
     expected = evaluate(model, val["easy"], CPU, torch.float32)       # 20 of each: those of the validation
-    assert {name: float(easy[name]) for name in expected} == pytest.approx(expected)
+    assert scores_of(tmp_path)["held out, easy"] == pytest.approx({"n": 20, **expected})
     best = torch.load(folder / "best.pt", weights_only=True)
-    assert best["step"] < 8                                           # so that "last" was put to the test
+    assert best["step"] < 8                                           # so that last.pt and best.pt differ
     optimizer = torch.load(folder / "last.pt", weights_only=True)["optimizer"]
     assert {group["lr"] for group in optimizer["param_groups"]} == {0.5}
 
@@ -255,7 +239,7 @@ def test_a_figure_that_cannot_be_written_is_one_line(tmp_path, capsys):
 def test_presets_are_the_papers_three_models():
     models = {}
     for name in PRESETS:
-        cfg, = training.parse_options(Config, PRESETS, [f"--preset={name}"])
+        cfg, = parse_options(Config, PRESETS, [f"--preset={name}"])
         assert (cfg.data, cfg.learning_rate, cfg.beta2, cfg.weight_decay, cfg.schedule, cfg.warmup_steps) == (
             "archive", 6e-4, 0.995, 0, "constant", 0)
         assert (cfg.d_model, cfg.d_ff, cfg.norm_first, cfg.activation, cfg.dropout) == (128, 256, False, "relu", 0.1)
@@ -268,24 +252,23 @@ def test_presets_are_the_papers_three_models():
 
 
 def test_one_transformer_is_the_baseline_of_both_configurations():
-    configs = training.parse_options(Config, PRESETS, ["--n_ra_decoder=4,0"])
-    runs = training.with_baselines(configs, train_seq2seq.count_parameters)
+    configs = parse_options(Config, PRESETS, ["--n_ra_decoder=4,0"])
+    runs = with_baselines(configs, make_model)
     assert [(cfg.n_ra, cfg.n_ra_decoder) for cfg in runs] == [(4, 4), (0, None), (4, 0)]
-    matched, = training.with_baselines(training.parse_options(Config, PRESETS, ["--match_params"]),
-                                       train_seq2seq.count_parameters)[1:]
-    assert abs(train_seq2seq.count_parameters(matched) / train_seq2seq.count_parameters(Config()) - 1) < 0.01
+    matched, = with_baselines(parse_options(Config, PRESETS, ["--match_params"]), make_model)[1:]
+    assert abs(count_parameters(make_model, matched) / count_parameters(make_model, Config()) - 1) < 0.01
 
 
 @pytest.mark.parametrize("wrong, words", [
     ("--module=algebra__linear1d", "did you mean algebra__linear_1d"),
-    ("--n_ra_decoder=9", "only n_heads=8 heads"),
+    ("--n_ra_decoder=9", "the decoder cannot have --n_ra_decoder=9: n_ra=9"),
     ("--n_ra=0 --n_ra_decoder=2", "n_ra_decoder=2 with n_ra=0"),
     ("--n_ra_decoder=2 --n_kv_heads=4", "the decoder cannot have --n_ra_decoder=2: n_kv_heads=4"),
     ("--data=nowhere --test_data=x", "--test_data is for models that learn from generated problems"),
     ("--device=cpu,abacus", "device=cpu,abacus cannot"),
     ("--dtype=float32,bfloat16", "--dtype: give one value, not a list"),
-    ("--max_len=100", "its longest question has 160"),
-    ("--vocab_size=5", "the data's characters are 98"),
+    ("--max_len=100", "its longest question 160"),
+    ("--vocab_size=5", "the data has 98 tokens"),
     ("--beta2=1", "must be below 1"),
     ("--train_size=0", "train_size=0: must be at least 1"),
     ("--data=nowhere", "no file nowhere/train-easy/algebra__sequence_next_term.txt"),
@@ -300,10 +283,10 @@ def test_wrong_input_is_one_clear_line(wrong, words, capsys, tmp_path):
     assert words in message and message.count("\n") == 1
 
 
-def test_the_archive_that_cannot_be_had_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):
-    """The real address stands in the module; here nobody listens there."""
+def test_an_archive_that_cannot_be_downloaded_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    """Nothing listens at this address."""
     monkeypatch.setitem(mathematics.ARCHIVE, "url", "http://127.0.0.1:9/a.tar.gz")
-    monkeypatch.setattr(mathematics, "stream_members", partial(mathematics.stream_members, retries=0))
+    monkeypatch.setattr(files, "stream_members", partial(files.stream_members, retries=0))
     with pytest.raises(SystemExit) as error:
         train_seq2seq.main(["--data=archive", f"--data_dir={tmp_path}"])
     assert error.value.code == 2
@@ -311,7 +294,7 @@ def test_the_archive_that_cannot_be_had_is_one_line_and_leaves_nothing(tmp_path,
     assert not list(tmp_path.rglob("*.txt*"))
 
 
-def test_padding_is_no_character_of_an_answer():
+def test_padding_does_not_count_as_a_character_of_an_answer():
     problems = mathematics.tokens([("Expand x.", "x"), ("Expand x*x*x + 1.", "x**3 + 1")])
     _, inputs, targets = mathematics.batch(problems, torch.arange(2))
     assert (targets != PAD).sum(1).tolist() == [2, 9] and inputs.shape == targets.shape == (2, 9)

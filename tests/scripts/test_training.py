@@ -95,8 +95,9 @@ def test_the_device_is_chosen_and_the_reason_given():
         training.choose_device("abacus")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), RuntimeError(
-    "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")])
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried to ...")])
 def test_out_of_memory_is_one_line_that_says_what_helps(error, capsys):
     for n_sequences, words in ((None, "make the model smaller"), (8, "--micro_batch=4"), (1, "--recompute")):
         with pytest.raises(SystemExit) as stop, training.memory_errors(n_sequences):

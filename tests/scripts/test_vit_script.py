@@ -1,10 +1,13 @@
-"""train_vit.py as a user meets it: the published models, both runs, one look at the test images, bad input."""
+"""train_vit.py: the published models, what is measured, runs, wrong input. (The loop itself: test_loops.py.)"""
+import csv
 import json
 import math
 import os
 import re
 import weakref
 from dataclasses import replace
+from functools import partial
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +17,12 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_vit
-from toolbox import training
-from config import TransformerConfig
-from data.images import augment
 from data import images
-from model import VisionTransformer
-from train_vit import PRESETS, Config, count_parameters, evaluate, make_model
+from data.images import augment
+from model import TransformerConfig, VisionTransformer
+from toolbox import training
+from toolbox.run import Run, load_checkpoint
+from train_vit import PRESETS, Config, evaluate, make_model
 
 TINY = ["--d_model=16", "--d_ff=16", "--n_layers=1", "--n_heads=2", "--n_ra=1", "--batch_size=8", "--val_size=40",
         "--warmup_steps=2", "--max_steps=6", "--eval_every=3", "--log_every=1", "--device=cpu"]
@@ -29,11 +32,16 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def few_glyphs(monkeypatch):
-    monkeypatch.setattr(train_vit, "GLYPHS", (200, 60))
+    for part, n in (("train", 200), ("test", 60)):
+        monkeypatch.setitem(images.N_GLYPHS, part, n)
+
+
+def count_parameters(cfg, data):
+    return training.count_parameters(partial(make_model, data=data), cfg)
 
 
 def bars(n, seed, shuffled=False):
-    """Images whose red row of patches is their class, four classes; or has nothing to do with it.
+    """Images in which one of four rows of patches is red; it is the class, or with `shuffled` labels it is not.
 
     (Red and not bright: the norm before the patch embedding takes a patch's mean away.)
     """
@@ -50,6 +58,10 @@ def bar_images(n=300, n_test=40, val_size=100, shuffled=False):
                          std=(0.25,) * 3, val_size=val_size)
 
 
+def n_parameters(cfg, data):
+    return training.count_parameters(partial(make_model, data=data), cfg)
+
+
 def folders(tmp_path):
     return sorted(p.parent for p in tmp_path.glob("*/config.json") if p.parent.suffix != ".old")
 
@@ -61,14 +73,12 @@ def folders(tmp_path):
     ("cifar100", CIFAR100, 6, 6_060_484), ("cifar100", CIFAR100, 0, 7_183_684)])
 def test_the_published_models_have_as_many_parameters_as_published(preset, data, n_ra, published):
     cfg = Config(**PRESETS[preset])
-    dat, vit = training.with_baselines([replace(cfg, baseline=True)], lambda cfg: count_parameters(cfg, data))
+    dat, vit = training.with_baselines([replace(cfg, baseline=True)], partial(make_model, data=data))
     assert (dat.n_sa, dat.n_ra, vit.n_sa, vit.n_ra) == (6, 6, 12, 0)
-    assert count_parameters(dat if n_ra else vit, data) == published
-    assert count_parameters(replace(cfg, n_ra=n_ra), data) == published             # as --n_ra=0 says it
-
-
-def test_asymmetric_relations_have_as_many_parameters_as_published():
-    assert count_parameters(replace(Config(**PRESETS["cifar10"]), symmetric=False), CIFAR10) == 6_615_658
+    assert n_parameters(dat if n_ra else vit, data) == published
+    assert n_parameters(replace(cfg, n_ra=n_ra), data) == published             # as with --n_ra=0
+    if (preset, n_ra) == ("cifar10", 6):
+        assert n_parameters(replace(cfg, symmetric=False), data) == 6_615_658       # also published
 
 
 @pytest.mark.parametrize("n_ra, n_sa", [(6, 10), (0, 16)])
@@ -86,7 +96,7 @@ def test_the_imagenet_preset_is_the_papers_model(n_ra, n_sa):
     assert cfg.mixup == cfg.cutmix == cfg.crop_padding == 0 and cfg.activation == "swiglu"
 
 
-def test_where_attention_has_biases_is_a_choice():
+def test_attention_has_biases_where_the_options_say():
     def biases(**options):
         cfg = TransformerConfig(d_model=8, n_heads=2, n_ra=1, n_layers=1, symbols="positional", **options)
         names = {name.replace("stack.blocks.0.", "") for name, _ in
@@ -107,7 +117,7 @@ def make_model_of(cfg):
 
 
 class Peak(TorchDispatchMode):
-    """Bytes of the tensors that are alive, and the most there were."""
+    """Bytes of the tensors that exist, and their maximum."""
 
     def __init__(self):
         super().__init__()
@@ -129,16 +139,16 @@ class Peak(TorchDispatchMode):
 
 
 def test_a_step_of_the_published_dat_needs_at_most_one_and_a_half_times_the_memory():
-    """Of what grows with the batch; weights, which the DAT has fewer of, come on top."""
+    """Of what grows with the batch. (The weights are not counted; the DAT has fewer.)"""
     peaks = []
     for n_ra in (0, 6):
         model = make_model(replace(Config(**PRESETS["cifar10"]), n_ra=n_ra, n_layers=2), CIFAR10)
         for B in (4, 12):
-            with Peak() as watch:
+            with Peak() as memory:
                 model(torch.rand(B, 3, 32, 32), torch.zeros(B, dtype=torch.long))[1].backward()
-            peaks.append(watch.peak)
+            peaks.append(memory.peak)
     vit, dat = peaks[1] - peaks[0], peaks[3] - peaks[2]
-    assert 8 * 65 * 384 * 4 < vit < dat < 1.5 * vit                    # more than one activation: the watch works
+    assert 8 * 65 * 384 * 4 < vit < dat < 1.5 * vit                    # more than one activation: memory is counted
 
 
 # ---- what is learned and measured ------------------------------------------------------------------------------------
@@ -147,21 +157,22 @@ def fitted(data, tmp_path, steps=150):
     """-> validation and training accuracy of a small DAT."""
     cfg = Config(d_model=32, d_ff=64, n_layers=1, n_heads=2, n_ra=1, batch_size=32, max_steps=steps, eval_every=steps,
                  learning_rate=3e-3, warmup_steps=10, weight_decay=0.0, out_dir=str(tmp_path))
-    run = training.Run(cfg, train_vit.CODE, data.facts, cfg.batch_size, train_vit.MEASURED, unit="images")
-    train_vit.train(cfg, run, data, CPU, torch.float32)
-    return evaluate(run.model, data, "val", CPU, torch.float32)[1], evaluate(run.model, data, "train", CPU,
-                                                                             torch.float32)[1]
+    with Run(cfg, data.facts, unit="images", per_step=cfg.batch_size, metrics=("val_loss", "val_accuracy")) as run:
+        train_vit.train(cfg, run, data, CPU, torch.float32, lambda: False)
+    model = make_model(cfg, data)
+    model.load_state_dict(load_checkpoint(run.folder / "last.pt")["model"])
+    return evaluate(model, data, "val", CPU, torch.float32)[1], evaluate(model, data, "train", CPU, torch.float32)[1]
 
 
-def test_what_labels_say_is_learned_and_what_shuffled_labels_say_is_not(tmp_path):
+def test_true_labels_are_learned_and_shuffled_labels_only_by_heart(tmp_path):
     val, train = fitted(bar_images(), tmp_path / "true")
     assert val > 0.9 and train > 0.9
     val, train = fitted(bar_images(600, val_size=400, shuffled=True), tmp_path / "shuffled", steps=400)
-    assert train > 0.6                                                  # learned by heart, ...
-    assert abs(val - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 400)           # ... and worth nothing: chance, four sigma
+    assert train > 0.6                                                  # learned by heart ...
+    assert abs(val - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 400)           # ... but no better than chance (4 sigma)
 
 
-def test_the_figures_are_those_of_a_loop_over_single_images():
+def test_evaluation_equals_a_loop_over_single_images():
     data = bar_images()
     torch.manual_seed(0)
     model = make_model(Config(d_model=16, n_layers=1, n_heads=2, n_ra=1, dropout=0.5), data)
@@ -178,7 +189,7 @@ def test_the_figures_are_those_of_a_loop_over_single_images():
     assert model.training                                              # as for training
 
 
-def test_augmentation_is_for_training_alone(monkeypatch):
+def test_augmentation_is_for_training_only(monkeypatch):
     data = bar_images()
     cfg = Config(d_model=16, n_layers=1, n_heads=2, n_ra=1, crop_padding=4, flip=True, cutmix=1.0, data="bars")
     torch.manual_seed(1)
@@ -196,14 +207,14 @@ def test_augmentation_is_for_training_alone(monkeypatch):
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.figures
-def test_a_plain_run_trains_both_looks_at_the_test_images_once_and_is_reused(tmp_path, capsys, monkeypatch):
+def test_a_plain_run_trains_both_models_uses_the_test_images_once_and_is_reused(tmp_path, capsys, monkeypatch):
     args = [*TINY, f"--out_dir={tmp_path}"]
-    looks = []
-    monkeypatch.setattr(train_vit, "evaluate", lambda *a, **k: (looks.append(a[2]), evaluate(*a, **k))[1])
+    evaluated = []
+    monkeypatch.setattr(train_vit, "evaluate", lambda *a, **k: (evaluated.append(a[2]), evaluate(*a, **k))[1])
     train_vit.main(args)
     shown = capsys.readouterr().out
     assert [f.name[:13] for f in folders(tmp_path)] == ["sa1_ra1_seed1", "sa2_ra0_seed1"]
-    assert looks == ["val", "val", "val", "test"] * 2
+    assert evaluated == ["val", "val", "val", "test"] * 2
     for folder in folders(tmp_path):
         assert {p.name for p in folder.iterdir()} == {"config.json", "log.csv", "best.pt", "last.pt", "predictions.png"}
         scores = json.loads((folder / "config.json").read_text())["scores"]
@@ -213,38 +224,13 @@ def test_a_plain_run_trains_both_looks_at_the_test_images_once_and_is_reused(tmp
     assert "images: glyphs, 34 classes, 160 for training, 40 for validation, 60 for testing" in shown
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     train_vit.main(args)
-    assert capsys.readouterr().out.count(": reused") == 2 and len(looks) == 8      # nor looked at again
+    assert capsys.readouterr().out.count(": reused") == 2 and len(evaluated) == 8      # not evaluated again
     record = folders(tmp_path)[0] / "config.json"                      # killed between its last step and the test
     content = json.loads(record.read_text())
     scores = content.pop("scores")
     record.write_text(json.dumps(content))
     train_vit.main(args)
-    assert json.loads(record.read_text())["scores"] == scores and looks[8:] == ["test"]
-
-
-def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    args = [*TINY, "--dropout=0.1", "--baseline=False", "--crop_padding=2", "--mixup=0.5", "--cutmix=1",
-            "--label_smoothing=0.1"]
-    train_vit.main([*args, f"--out_dir={tmp_path / 'whole'}"])
-    calls, plain = [], train_vit.for_training
-
-    def once_too_often(*arguments):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return plain(*arguments)
-
-    cut = [*args, f"--out_dir={tmp_path / 'cut'}"]
-    with monkeypatch.context() as m:
-        m.setattr(train_vit, "for_training", once_too_often)
-        with pytest.raises(KeyboardInterrupt):
-            train_vit.main(cut)
-    train_vit.main([*cut, "--resume"])
-    whole, again = (torch.load(next((tmp_path / name).glob("*/last.pt")), weights_only=True)
-                    for name in ("whole", "cut"))
-    assert whole["step"] == again["step"] == 6
-    for name, tensor in whole["model"].items():
-        assert torch.equal(tensor, again["model"][name])
+    assert json.loads(record.read_text())["scores"] == scores and evaluated[8:] == ["test"]
 
 
 def test_gradient_accumulation_sees_the_whole_batch(tmp_path):
@@ -253,8 +239,9 @@ def test_gradient_accumulation_sees_the_whole_batch(tmp_path):
         out = tmp_path / sizes[0][2:]
         train_vit.main([*TINY, *sizes, "--baseline=False", f"--out_dir={out}"])
         log, = out.glob("*/log.csv")
-        losses.append([float(line.split(",")[2]) for line in log.read_text().splitlines()[2:]])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        with open(log, newline="") as f:
+            losses.append([float(row["train_loss"]) for row in csv.DictReader(f) if row["train_loss"]])
+    assert len(losses[0]) == 6 and losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_the_same_images_in_another_place_are_the_same(tmp_path, capsys):
@@ -271,7 +258,7 @@ def test_the_same_images_in_another_place_are_the_same(tmp_path, capsys):
     assert len(list((tmp_path / "out").glob("sa*"))) == 1
 
 
-def test_what_cannot_be_built_is_found_before_anything_is_trained(tmp_path, capsys):
+def test_a_model_that_cannot_be_built_is_found_before_anything_is_trained(tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
         train_vit.main([*TINY, "--patch_size=8,5", f"--out_dir={tmp_path / 'out'}"])
     assert error.value.code == 2 and "not a multiple of patch_size=5" in capsys.readouterr().err
@@ -316,12 +303,12 @@ def test_damaged_images_of_a_folder_are_named_counted_and_left_out(tmp_path, cap
     assert "could not be read: 2 images" in out and "59 test images" in out and "images: imagenet, 4 classes" in out
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------------
+# ---- wrong input -----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("wrong, words", [
     ("--data=nowhere", "no folder nowhere: --data takes glyphs, cifar10, cifar100, or a folder"),
-    ("--data={tmp}", "is a folder of another kind: known are those with data_batch_1.bin"),
-    ("--data={tmp}/flat", "has no folder val/: expected are train/<class>/*.JPEG"),
+    ("--data={tmp}", "is not a folder with data_batch_1.bin"),
+    ("--data={tmp}/flat", "has no folder val/: the expected layout is train/<class>"),
     ("--data={tmp}/cut", "has 3,000 bytes, not a multiple of the 3,073"),
     ("--preset=imagenet", "give the folder of your images with --data=FOLDER"),
     ("--preset=cifar10 --n_ra=4", "the DAT cannot have --dat_n_kv_heads=3: n_kv_heads=3 does not divide n_sa=8"),
@@ -331,7 +318,7 @@ def test_damaged_images_of_a_folder_are_named_counted_and_left_out(tmp_path, cap
     ("--label_smoothing=1", "must be below 1"),
     ("--cutmix=-1", "cutmix=-1.0: must be at least 0"),
     ("--cutmix=inf", "cutmix=inf: give 0 (off), or 0.001 to 1000"),
-    ("--image_size=64", "image_size=64: it is for ImageNet; the images of glyphs have 32"),
+    ("--image_size=64", "image_size=64: only for ImageNet; images of glyphs are 32"),
     ("--data={tmp}/py", "holds the Python version of CIFAR"),
     ("--max_len=64", "--max_len: it means nothing for images"),
     ("--val_size=10,20", "--val_size: give one value, not a list"),
@@ -357,7 +344,8 @@ def test_cifar_without_network_is_one_line(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as error:
         train_vit.main(["--preset=cifar10", f"--data_dir={tmp_path}", f"--out_dir={tmp_path / 'out'}", "--device=cpu"])
     assert error.value.code == 2
-    assert "cifar10.tar.gz" in (line := capsys.readouterr().err.splitlines()[-1]) and "fetch it by hand" in line
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "cifar10.tar.gz" in line and "http://127.0.0.1:9/c.tar.gz" in line and "--data_dir" in line
 
 
 @pytest.mark.skipif("DAT_TEST_DATA" not in os.environ, reason="needs real images")
