@@ -75,7 +75,7 @@ def repeat_heads(x, n_heads):
 def attention_weights(q, k, *, causal=False, mask=None):
     """alpha of Eq. 2, written out: (B, H, T, S). A fully masked row is all zeros."""
     k = repeat_heads(k, q.size(1))                                     # (B, H, S, d_h)
-    scores = q / q.size(-1) ** 0.5 @ k.mT                              # (B, H, T, S); scaled first, or float16 overflows
+    scores = (q / q.size(-1) ** 0.5) @ k.mT                            # (B, H, T, S); scaled first for float16's sake
     allowed = attention_mask(q, k, causal, mask)
     if allowed is None:
         return scores.softmax(-1)
@@ -88,7 +88,7 @@ def attend(q, k, v, *, causal=False, mask=None, dropout=0.0, scale=None):
 
     scale: of the scores; default 1 / sqrt(width of q).
     """
-    is_causal = causal and mask is None and q.size(-2) == k.size(-2)   # then the kernel skips the future by itself
+    is_causal = causal and mask is None and q.size(-2) == k.size(-2)   # then the kernel applies the causal mask itself
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=None if is_causal else attention_mask(q, k, causal, mask), is_causal=is_causal,
         dropout_p=dropout, scale=scale, enable_gqa=q.size(1) != k.size(1))

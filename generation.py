@@ -58,5 +58,5 @@ def choose(logits, temperature=1.0, top_k=None, top_p=None):
     if top_p is not None and top_p < 1:                                # 1: all of them, in spite of rounding
         sorted_p, order = p.sort(dim=-1, descending=True)
         before = sorted_p.cumsum(-1) - sorted_p                        # probability of all likelier tokens
-        p = p.scatter(-1, order, sorted_p.masked_fill((before >= top_p) & (before > 0), 0.0))    # never the likeliest
+        p = p.scatter(-1, order, sorted_p.masked_fill((before >= top_p) & (before > 0), 0.0))    # the likeliest is kept
     return torch.multinomial(p, 1)                                     # in proportion to p: it need not sum to 1

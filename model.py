@@ -40,7 +40,7 @@ class TransformerConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"                  # kind of normalisation
     norm_first: bool = True                 # pre-norm, as run in most experiments; False: post-norm, Algorithms 2 and 3
     final_norm: bool = True                 # one more norm after the last block
-    bias: bool = False                      # biases in the MLP; in LayerNorm and attention as the next two say
+    bias: bool = False                      # biases in the MLP, and elsewhere unless the next two say otherwise
     norm_bias: bool | None = None           # biases in LayerNorm; default: as bias
     attention_bias: Literal["as_bias", "all", "output", "none"] = "as_bias"   # of projections; output: of W_o only
     dropout: float = 0.0                    # on attention, symbol retrieval, branches and embeddings; in training only
@@ -55,8 +55,8 @@ class TransformerConfig:
     trainable_symbols: bool = True          # symbolic: False freezes the library at its random start
     max_distance: int | None = None         # relative: offsets beyond it share a symbol; default max_len
     shared_symbols: bool = True             # layers share one symbol module (Remark 1); False: one per layer
-    n_relations: int | None = None          # R, relations per layer (d_r); default n_ra
-    rel_proj_dim: int | None = None         # width of one relation's comparison; default n_ra * d_h / R
+    n_relations: int | None = None          # R, relations per layer (the paper's d_r); default n_ra
+    rel_proj_dim: int | None = None         # p, features that one relation compares; default n_ra * d_h / R
     symmetric: bool = False                 # W_q_rel = W_k_rel
     rel_activation: Literal[tuple(REL_ACTIVATIONS)] = "identity"         # on r
     ra_type: Literal["ra", "rca"] = "ra"    # relational attention, or relational cross-attention (ablation, App. D)
@@ -109,7 +109,7 @@ class TransformerConfig:
 def model_config(options):
     """The TransformerConfig among a script's options (a dict).
 
-    An option dat_x replaces x where there are relational heads: the published pairs differ in more than their heads.
+    dat_bias, if given, replaces bias in a DAT, and so on; the baseline keeps bias. (The published pairs differ so.)
     """
     values = {f.name: options[f.name] for f in fields(TransformerConfig)}
     if options["n_ra"]:
@@ -142,9 +142,9 @@ class DualAttention(nn.Module):
     def forward(self, x, symbols=None, *, causal=False, mask=None, rope=None, cache=None):
         """x (B, T, d_model), symbols as in RelationalAttention -> (B, T, d_model)."""
         groups = []
-        if self.sensory is not None:                                 # e: (B, T, n_sa * d_h)
+        if self.sensory is not None:                                 # e W_o: (B, T, n_sa * d_h)
             groups.append(self.sensory(x, causal=causal, mask=mask, rope=rope, cache=cache))
-        if self.relational is not None:                              # a: (B, T, n_ra * d_h)
+        if self.relational is not None:                              # a W_o: (B, T, n_ra * d_h)
             groups.append(self.relational(x, symbols, causal=causal, mask=mask, rope=rope, cache=cache))
         return torch.cat(groups, -1)
 
@@ -229,13 +229,13 @@ class Stack(nn.Module):
         n_modules = 0 if cfg.n_ra == 0 else 1 if cfg.shared_symbols else cfg.n_layers
         self.symbols = nn.ModuleList(make_symbols(cfg) for _ in range(n_modules))
         self.blocks = nn.ModuleList(block(cfg) for _ in range(cfg.n_layers))
-        # with post-norm, too, as in the authors' language models
+        # kept with post-norm, too, as in the authors' language models
         self.norm = make_norm(cfg) if cfg.final_norm else nn.Identity()
 
-    def forward(self, x, *, causal=False, mask=None, caches=None, **context):
+    def forward(self, x, *, causal=False, mask=None, caches=None, **cross):
         """x (B, T, d_model) -> (B, T, d_model); with `caches` (one per layer) x continues the tokens in them.
 
-        context: `context` and `context_mask` of decoder blocks. Raises ValueError beyond max_len.
+        cross: `context` and `context_mask` of decoder blocks. Raises ValueError beyond max_len.
         """
         cfg, T, start = self.cfg, x.size(1), len(caches[0]) if caches else 0
         if start + T > cfg.max_len:
@@ -252,8 +252,8 @@ class Stack(nn.Module):
             symbols = None
             if cfg.n_ra:                                             # read off the residual stream, before the norm
                 symbols = self.symbols[0 if cfg.shared_symbols else i](x, start)
-            block = partial(block, causal=causal, mask=mask, rope=rope, **context)
-            if cfg.recompute and self.training:                      # store a block's input alone
+            block = partial(block, causal=causal, mask=mask, rope=rope, **cross)
+            if cfg.recompute and self.training:                      # keep a block's input only
                 x = checkpoint(block, x, symbols, use_reentrant=False)
             else:
                 x = block(x, symbols, cache=caches[i] if caches else None)
@@ -371,9 +371,9 @@ class VisionTransformer(nn.Module):
 class Seq2SeqTransformer(nn.Module):
     """From a question to its answer: an encoder, and a causal decoder with cross-attention to the encoder's output.
 
-    cfg describes both; the decoder may have its own number of blocks and of relational heads. Where both have relational
-    heads they share one symbol module, unless shared_symbols=False. Token 0 is padding, at the end of questions and
-    answers, and masked in attention.
+    cfg describes both; the decoder may have its own number of blocks and of relational heads. Where both have
+    relational heads they share one symbol module, unless shared_symbols=False. Token 0 is padding, at the end of
+    questions and answers, and masked in attention.
     """
 
     def __init__(self, cfg, *, n_layers_decoder=None, n_ra_decoder=None):

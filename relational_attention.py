@@ -6,10 +6,10 @@ The message of a standard head is the features of the sender. The message of a r
     a_i  =  sum_j alpha_ij ( r_ij W_r + s_j W_s )
 
     alpha_ij  = softmax_j( <q_i, k_j> / sqrt(d_h) )               which senders: as in any attention, per head
-    r_ij[l]   = <q_rel_i[l], k_rel_j[l]> / sqrt(rel_proj_dim)     R relations, shared by all heads; no mask acts on them
+    r_ij[l]   = <q_rel_i[l], k_rel_j[l]> / sqrt(rel_proj_dim)     R relations, shared by all heads, never masked
     s_j       = symbols                                           see symbols.py
 
-paper: neither square root; here both, as in the authors' code, so that neither dot product grows with its width.
+paper: divides by neither square root; here: by both, as in the authors' code, or dot products grow with their width.
 
 `RelationalAttention.literal` is this equation. Two other forms compute the same sum without a tensor of n x n
 relations; `choose_form` says which one is used. Shapes as in attention.py; R relations of width p = rel_proj_dim.
@@ -31,9 +31,9 @@ class RelationalAttention(nn.Module):
     """n_heads heads of relational attention (Eq. 3, Algorithm 1).
 
     total_heads     heads of the whole layer if these are a part of it (d_h = d_model / total_heads); default n_heads
-    n_relations     R, the number of relations d_r; default n_heads
+    n_relations     R, the number of relations (the paper's d_r); default n_heads
     rel_proj_dim    p, the width in which one relation compares two objects; default n_heads * d_h / R
-    n_kv_heads      key and symbol heads, each shared by n_heads / n_kv_heads query heads; relations are shared anyway
+    n_kv_heads      key and symbol heads, each shared by n_heads / n_kv_heads query heads; all heads share the relations in any case
     symmetric       W_q_rel = W_k_rel: r_ij = r_ji, a positive semi-definite kernel (before any activation)
     output_bias     a bias in W_o; default: as the other projections
     rel_activation  applied to r; any but "identity" needs the literal form and its n x n x R memory
@@ -114,8 +114,8 @@ class RelationalAttention(nn.Module):
         (B, G, S, d_h), dropout = k.shape, self.dropout if self.training else 0.0
         k_rel = merge_heads(k_rel)[:, None].expand(B, G, S, -1)                    # (B, G, S, R p), for all heads
         parts = []
-        for part in k_rel.split(256, dim=-1):                                      # fused kernels: at most 256 features
-            pad = max(0, part.size(-1) - d_h)                                      # in v, as many in q: pad by zeros
+        for part in k_rel.split(256, dim=-1):                                      # fused kernels want at most 256 features
+            pad = max(0, part.size(-1) - d_h)                                      # and one width: zeros change no score
             parts.append(attend(F.pad(q, (0, pad)), F.pad(k, (0, pad)), part, causal=causal, mask=mask,
                                 dropout=dropout, scale=d_h ** -0.5))
         summed = torch.cat(parts, -1).unflatten(-1, (self.n_relations, -1))        # (B, H, T, R, p)
@@ -131,7 +131,10 @@ class RelationalAttention(nn.Module):
         return m.type_as(q) @ self.W_r + o.type_as(q)                              # m: sum_j alpha_ij r_ij
 
     def choose_form(self, q, k, symbols):
-        """Literal up to 128 tokens (128^2 pairs); beyond, blocked on a CPU or for relative symbols, else fast."""
+        """Literal up to 128 tokens (128^2 pairs); beyond, blocked on a CPU or for relative symbols, else fast.
+
+        A relation activation needs the literal form at any length.
+        """
         if self.rel_activation != "identity" or q.size(-2) * k.size(-2) <= 128 ** 2:
             return self.literal
         return self.blocked if q.device.type == "cpu" or isinstance(symbols, PositionRelativeSymbols) else self.fast

@@ -1,15 +1,15 @@
 """Symbols: who is the sender?
 
 Relational attention tells the receiver *how* it relates to others; without a name attached it could not tell *to whom*.
-A symbol names the sender without describing it (Section 2.3). Three kinds of symbols, one class each:
+A symbol identifies the sender without passing on its features (Section 2.3). Three kinds of symbols, one class each:
 
     PositionalSymbols         s_j depends on the position j of the sender
     PositionRelativeSymbols   s_{j-i} depends on the position of the sender j relative to the receiver i
     SymbolicAttention         s_j depends on what kind of object the sender is: a learned, soft classification (Eq. 4)
 
 Each is called as module(x, start) on x (B, T, d_model), whose first token has position `start` in its sequence, and
-returns what relational attention takes as `symbols`. S_lib starts as N(0, 1), relative symbols Xavier-uniform, as in
-the authors' code. (The positional symbols of their language models start with a standard deviation of 0.02.)
+returns what relational attention takes as `symbols`. S_lib starts as N(0, 1), of relative symbols Xavier-uniform, as
+in the authors' code. (The positional symbols of their language models start with a standard deviation of 0.02.)
 """
 import torch
 from torch import nn
@@ -106,7 +106,7 @@ def make_symbols(cfg):
 def project_symbols(symbols, W_s, n_heads, T, cache=None):
     """s_j W_s in heads: (B or 1, n_heads, S, d_h) by sender, or for relative symbols (1, n_heads, T + S - 1, d_h).
 
-    symbols: (B, T, d_model), (T, d_model), or PositionRelativeSymbols. A cache already holds the keys of these T tokens.
+    symbols: (B, T, d_model), (T, d_model), or PositionRelativeSymbols. A cache already has these T tokens' keys.
     """
     if isinstance(symbols, PositionRelativeSymbols):                   # by offset: nothing to cache
         S = T if cache is None else len(cache)

@@ -36,7 +36,7 @@ class Config(training.TrainingOptions, TransformerConfig):
     n_shards: int | None = None             # fineweb: how many of the 99 shards of 100 million tokens to learn from
     # training
     batch_size: int = 16                    # sequences in a step, of max_len tokens each
-    micro_batch: int | None = None          # how many of them at a time, in each process; default: all of its share
+    micro_batch: int | None = None          # sequences per forward pass and process; default: no splitting
     eval_every: int = 100                   # steps between validations, each with a checkpoint
     eval_windows: int | None = 300          # validation sequences, always the same, spread evenly; None: the whole text
     # running
@@ -82,7 +82,8 @@ def train(cfg, run, corpus, device, dtype, stop_requested):
         if distributed.RANK:
             training.reseed(cfg.seed, step, distributed.RANK)         # for dropout: other sequences, other neurons
         mean_loss = 0.0
-        for part in batch[distributed.RANK * cfg.share:][:cfg.share].split(cfg.micro_batch or cfg.share):
+        mine = batch[distributed.RANK * cfg.share:][:cfg.share]
+        for part in mine.split(cfg.micro_batch or cfg.share):
             x, y = corpus.train.windows(part, cfg.max_len)            # (B, T) each
             with training.autocast(device, dtype):
                 _, loss = forward(x.to(device), y.to(device))
@@ -182,7 +183,8 @@ def main(argv=None):
     for cfg, run in zip(configs, runs):
         if run.reusable():
             continue
-        with run, training.stop_on_signal() as stop_requested, training.memory_errors(cfg.micro_batch or cfg.share):
+        at_a_time = min(cfg.micro_batch or cfg.share, cfg.share)
+        with run, training.stop_on_signal() as stop_requested, training.memory_errors(at_a_time):
             train(cfg, run, corpus, device, dtype, stop_requested)
         if distributed.RANK == 0:
             summarise(run, corpus, device, dtype)

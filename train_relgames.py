@@ -8,7 +8,7 @@
     python train_relgames.py --task=between --data=mini --test_size=1000    original images instead of drawn ones
 
 The model looks at a board of 3 x 3 objects and says whether a relation holds between them. One run is one task, one
-number of training images, one model and one seed: a few seconds on a CPU, so several are trained at a time.
+number of training images, one model and one seed: some twenty seconds on a CPU. Several are trained at a time.
 """
 import sys
 from dataclasses import asdict, replace
@@ -79,7 +79,7 @@ def steps_per_epoch(cfg):
 
 def train(run, data, device, dtype):
     """One run, in a process of its own -> its accuracy on each set of sprites."""
-    cfg = replace(run.cfg, max_steps=run.max_steps)                   # data: a path, of which cfg.data is the name
+    cfg = replace(run.cfg, max_steps=run.max_steps)                   # `data` is the path; cfg.data only its name
     (images, labels), tests = games.split(cfg.task, cfg.sprites, cfg.train_size, cfg.test_size, cfg.seed, data=data,
                                           test_data=cfg.test_data, data_dir=cfg.data_dir, alternative=cfg.alternative)
     images, labels = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)   # uint8 (N, 36, 36, 3)

@@ -166,7 +166,7 @@ def evaluate(model, data, part, device, dtype, batch_size=250):
 
 @torch.no_grad()
 def score(run, data, device, dtype):
-    """Evaluates the finished model on the test images, once: config.json has the scores, predictions.png some answers."""
+    """Evaluates the finished model on the test images, once: scores into config.json, answers into predictions.png."""
     path = run.folder / "predictions.png"
     if "scores" not in run.record or not path.exists():
         model = make_model(run.cfg, data).to(device).eval()

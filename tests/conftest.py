@@ -28,7 +28,8 @@ def blank_figures(request, monkeypatch):
 def tiny(tmp_path):
     """The options of a run that takes a second, on a text of its own."""
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 40)
-    return [*TINY, f"--data={tmp_path / 'text.txt'}", f"--out_dir={tmp_path / 'out'}", f"--data_dir={tmp_path / 'cache'}"]
+    return [*TINY, f"--data={tmp_path / 'text.txt'}", f"--out_dir={tmp_path / 'out'}",
+            f"--data_dir={tmp_path / 'cache'}"]
 
 
 @pytest.fixture

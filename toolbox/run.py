@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 # the files on which a result depends, besides the script itself
 CODE = ["attention.py", "relational_attention.py", "symbols.py", "model.py", "extras/blocked.py", "toolbox/training.py",
         "toolbox/run.py", "toolbox/distributed.py", "data/**/*.py"]
-# Options that do not change what a run computes, but for rounding (and which neurons drop out).
+# Options that do not change what a run computes, except for rounding and dropout masks.
 NOT_COMPARED = ("device", "out_dir", "data_dir", "workers", "resume", "baseline", "match_params", "sweep", "paper",
                 "micro_batch", "recompute", "test_data")
 # Options without a place of their own in the folder's name. Heads and seed always stand first in it.
@@ -156,17 +156,15 @@ class Run:
             self.record["processes"] = distributed.WORLD
         if distributed.RANK == 0:
             found = self.found()
-            finished = found and found["finished"]                     # by other code, or it would be reused
+            finished = found and found["finished"]                     # by other code or torch: else reused
             if self.cfg.resume and last.exists() and not finished:
                 self.restore(last, found, model, optimizer)
             else:
                 self.start_folder(finished)
             self.write_record()
-        self.step = round(distributed.total([self.step])[0])           # process 0 tells the others, which have 0
+        self.step = round(distributed.total([self.step])[0])           # that of process 0: the others' is 0
         if distributed.RANK and self.step:
-            state = load_checkpoint(last)
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
+            self.load_state(load_checkpoint(last), model, optimizer)
         self.bar = self.bar or tqdm(total=self.max_steps, initial=self.step, leave=False,
                                     disable=distributed.RANK > 0 or not sys.stderr.isatty(),
                                     bar_format="{n_fmt}/{total_fmt} |{bar:20}| {remaining} left{postfix}")
@@ -188,18 +186,23 @@ class Run:
     def restore(self, path, record, model, optimizer):
         """Loads the checkpoint at `path`; `record` is its folder's config.json as `found`."""
         if record is None:
-            raise ValueError(f"{self.folder} holds a run with other options or data: start anew without --resume")
+            raise ValueError(f"{self.folder} holds a run with other options or data: start again without --resume")
         state = load_checkpoint(path)
-        if record["code"] != self.record["code"]:
+        if any(record[name] != self.record[name] for name in ("code", "torch")):
             print(f"{self.folder}: the code has changed since this run began; it will not count as reusable")
             self.record["code"] = "changed during the run"
         load_weights(model, state["model"], path)
+        self.load_state(state, model, optimizer)
+        with open(self.folder / "log.csv", newline="", encoding="utf-8") as f:
+            rows = [row for row in csv.DictReader(f) if row["seconds"]]            # a kill may have cut the last one
+        self.write_log([row for row in rows if int(row["step"]) <= self.step])     # later ones will be written again
+        print(f"{self.folder}: resuming after step {self.step}")
+
+    def load_state(self, state, model, optimizer):
+        model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.seconds, self.read, self.row = (
             state[name] for name in ("step", "best", "seconds", "losses", "row"))
-        with open(self.folder / "log.csv", newline="", encoding="utf-8") as f:
-            self.write_log([row for row in csv.DictReader(f) if int(row["step"]) <= self.step])    # later ones repeat
-        print(f"{self.folder}: resuming after step {self.step}")
 
     # ---- while it trains ----
 
@@ -226,8 +229,9 @@ class Run:
         last = self.folder / "last.pt"
         kept = f"{last} is the last good checkpoint" if last.exists() else "no checkpoint had been written yet"
         self.bar.close()
-        print(f"{self.folder.name}: {name} {wrong[0]}: stopped; {kept}. A lower --learning_rate or more "
-              f"--warmup_steps may help", file=sys.stderr)
+        if distributed.RANK == 0:
+            print(f"{self.folder.name}: {name} {wrong[0]}: stopped; {kept}. A lower --learning_rate or more "
+                  f"--warmup_steps may help", file=sys.stderr)
         raise SystemExit(1)
 
     def mean_loss(self):

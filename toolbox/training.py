@@ -5,6 +5,7 @@ Randomness is a function of (seed, step, process) alone (`reseed`): a resumed ru
 import math
 import re
 import signal
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -66,8 +67,8 @@ def with_baselines(configs, make_model):
     """
     runs = []
     for cfg in configs:
-        without = {f.name: f.default for f in fields(cfg) if f.name in RELATIONAL}   # one baseline for all kinds of DAT
-        twin = replace(cfg, n_ra=0, **without)
+        defaults = {f.name: f.default for f in fields(cfg) if f.name in RELATIONAL}  # one baseline for all kinds of DAT
+        twin = replace(cfg, n_ra=0, **defaults)
         if cfg.n_ra and cfg.match_params:
             twin = match_parameters(twin, count_parameters(make_model, cfg), make_model)
         pair = [twin] if cfg.n_ra == 0 else [cfg, twin] if cfg.baseline else [cfg]
@@ -147,15 +148,19 @@ def stop_on_signal():
                 if stop_requested():          # in all processes of torchrun alike
                     save and leave the loop
 
-    A second Ctrl-C stops at once. Outside the main thread, where Python forbids handlers, signals do as always.
+    A second Ctrl-C stops at once. Outside the main thread, where Python forbids handlers, signals act as usual.
     """
     received = []
 
     def note(signum, frame):
         received.append(signum)
         signal.signal(signum, previous[signum])
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM) if in_main_thread}
+        if distributed.RANK == 0:
+            print("\nfinishing this step, then saving; once more stops at once", file=sys.stderr, flush=True)
+    previous = {}
+    for s in (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ():
+        if signal.getsignal(s) not in (signal.SIG_IGN, None):          # a background job ignores Ctrl-C: leave it so
+            previous[s] = signal.signal(s, note)
     try:
         # one process that stopped a step before the others would leave them waiting for ever
         yield lambda: distributed.total([bool(received)])[0] > 0

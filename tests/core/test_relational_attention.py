@@ -191,7 +191,7 @@ def test_rope_makes_scores_depend_on_distance_and_does_not_act_on_relations():
 
 
 def heads_with_loops(m, x, values, causal, rope):
-    """Eq. 2, every sum a loop, by a module's W_q, W_k, W_v, W_o; values(b, i, j): W_v's input for receiver i, sender j."""
+    """Eq. 2, every sum a loop, by a module's W_q, W_k, W_v, W_o; values(b, i, j): W_v's input for receiver i and j."""
     H, G = m.n_heads, m.n_kv_heads
     d_h = m.W_q.weight.size(0) // H
     out = torch.zeros(*x.shape[:2], H * d_h, dtype=x.dtype)

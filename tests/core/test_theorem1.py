@@ -6,8 +6,8 @@ training; here W_s and W_r are free and everything is trained.
 Each of n = 8 tokens carries a key and a value. Token i must find the token with the *next* key (the first is next to
 the last) and report the inner product of the two values, <value_i, value_succ(i)> / 8. For a relational head this is
 one selection and one relation. A self-attention head must copy the 64 numbers of the other value into a stream of width
-96 that is already full, and leave their product to an MLP. It fails within these steps and this width, not in principle:
-with several times the steps, or a wider stream, it learns the task, too.
+96 that is already full, and leave their product to an MLP. It fails within these steps and this width, not in
+principle: with several times the steps, or a wider stream, it learns the task, too.
 
 The values are long on purpose. Short ones are easy to copy and multiply, and even the attention weights, a softmax of
 inner products, then contain something of the product.

@@ -76,5 +76,6 @@ def test_published_losses_stand_beside_the_models_of_the_paper_only():
     assert curves.published(run(n_ra=0, n_symbols=7, max_steps=5, seed=3, recompute=True)).size
     for options in (dict(tokenizer="bytes"), dict(n_bytes=10 ** 7), dict(n_layers=3), dict(ra_type="rca"),
                     dict(d_ff=99), dict(n_symbols=7), dict(symbol_heads=2), dict(share_qk=True), dict(n_relations=8),
-                    dict(max_len=256), dict(activation="gelu"), dict(trainable_symbols=False), dict(dat_n_kv_heads=2), dict(dropout=0.2)):
+                    dict(max_len=256), dict(activation="gelu"), dict(trainable_symbols=False), dict(dat_n_kv_heads=2),
+                    dict(dropout=0.2)):
         assert not curves.published(run(**options)).size

@@ -1,4 +1,4 @@
-"""train_lm.py: validation, micro-batches, clipping, memory. (The run's folder and its loop: test_runs.py, test_loops.py.)"""
+"""train_lm.py: validation, micro-batches, clipping, memory. (The run folder: test_runs.py; the loop: test_loops.py.)"""
 import csv
 from dataclasses import replace
 

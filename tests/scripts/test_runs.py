@@ -155,12 +155,12 @@ def test_resume_takes_no_finished_run_of_other_code_and_no_other_options_or_data
         m.setattr(toolbox.run, "code_hash", lambda cfg: "other")
         train_lm.main([*tiny, *SHORT])
     train_lm.main(resume)
-    assert "nothing to resume, starting at step 0" in capsys.readouterr().out
+    assert "finished by other code, starting at step 0" in capsys.readouterr().out
     folder = only_run()
     weights = (folder / "last.pt").read_bytes()
     facts = json.loads((folder / "config.json").read_text())["facts"]
     change(folder, finished=False, facts={**facts, "sha256": "0"})
-    assert "other options or data: start anew without --resume" in stopped_by(resume, capsys)
+    assert "other options or data: start again without --resume" in stopped_by(resume, capsys)
     change(folder, facts=facts)
     assert "other options or data" in stopped_by([*resume, "--log_every=7"], capsys)   # of the same name
     assert (folder / "last.pt").read_bytes() == weights                # nothing was overwritten
