@@ -33,7 +33,7 @@ class RelationalAttention(nn.Module):
     total_heads     heads of the whole layer if these are a part of it (d_h = d_model / total_heads); default n_heads
     n_relations     R, the number of relations (the paper's d_r); default n_heads
     rel_proj_dim    p, the width in which one relation compares two objects; default n_heads * d_h / R
-    n_kv_heads      key and symbol heads, each shared by n_heads / n_kv_heads query heads; all heads share the relations in any case
+    n_kv_heads      key and symbol heads, each shared by n_heads / n_kv_heads query heads; all heads share the relations
     symmetric       W_q_rel = W_k_rel: r_ij = r_ji, a positive semi-definite kernel (before any activation)
     output_bias     a bias in W_o; default: as the other projections
     rel_activation  applied to r; any but "identity" needs the literal form and its n x n x R memory
@@ -114,8 +114,8 @@ class RelationalAttention(nn.Module):
         (B, G, S, d_h), dropout = k.shape, self.dropout if self.training else 0.0
         k_rel = merge_heads(k_rel)[:, None].expand(B, G, S, -1)                    # (B, G, S, R p), for all heads
         parts = []
-        for part in k_rel.split(256, dim=-1):                                      # fused kernels want at most 256 features
-            pad = max(0, part.size(-1) - d_h)                                      # and one width: zeros change no score
+        for part in k_rel.split(256, dim=-1):                                      # fused kernels: at most 256 features
+            pad = max(0, part.size(-1) - d_h)                                      # and one width: pad by zeros
             parts.append(attend(F.pad(q, (0, pad)), F.pad(k, (0, pad)), part, causal=causal, mask=mask,
                                 dropout=dropout, scale=d_h ** -0.5))
         summed = torch.cat(parts, -1).unflatten(-1, (self.n_relations, -1))        # (B, H, T, R, p)

@@ -99,6 +99,14 @@ def assert_equal(one, two):
 
 
 @pytest.fixture
+def ctrl_c():
+    """A function that sends SIGINT to this process, which does not ignore it (a background job of a shell would)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def at_step(monkeypatch):
     """A function: `do(step)` is called at the beginning of each training step."""
     def call(do):
@@ -119,8 +127,8 @@ def test_a_log_has_a_row_for_each_training_loss_and_one_for_each_validation(whol
 
 @pytest.mark.parametrize("stopped_at", [7, 12])                        # no row and no validation; the last step
 def test_ctrl_c_finishes_the_step_and_saves_and_resume_continues_bit_for_bit(stopped_at, train, whole, at_step,
-                                                                             tmp_path, capsys):
-    at_step(lambda step: os.kill(os.getpid(), signal.SIGINT) if step == stopped_at else None)
+                                                                             ctrl_c, tmp_path, capsys):
+    at_step(lambda step: ctrl_c() if step == stopped_at else None)
     with pytest.raises(SystemExit) as stop:
         train(tmp_path)
     said = capsys.readouterr().out
@@ -184,9 +192,9 @@ def test_what_is_not_finite_ends_the_script_with_one_line_and_the_last_good_chec
     assert '"finished": false' in (folder / "config.json").read_text()
 
 
-def test_ctrl_c_after_a_loss_that_is_not_finite_saves_nothing(train, spoiled, at_step, tmp_path, capsys):
+def test_ctrl_c_after_a_loss_that_is_not_finite_saves_nothing(train, spoiled, at_step, ctrl_c, tmp_path, capsys):
     spoiled("train_loss", 6, float("nan"))
-    at_step(lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 7 else None)
+    at_step(lambda step: ctrl_c() if step == 7 else None)
     with pytest.raises(SystemExit) as stop:
         train(tmp_path)
     assert stop.value.code == 1 and "train_loss nan" in capsys.readouterr().err

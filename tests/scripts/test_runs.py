@@ -166,14 +166,25 @@ def test_resume_takes_no_finished_run_of_other_code_and_no_other_options_or_data
     assert (folder / "last.pt").read_bytes() == weights                # nothing was overwritten
 
 
-def test_resume_with_changed_code_says_so_and_is_not_reused(tiny, only_run, capsys, monkeypatch):
+@pytest.mark.parametrize("what", ["code", "torch"])
+def test_resume_with_changed_code_or_torch_says_so_and_is_not_reused(what, tiny, only_run, capsys, monkeypatch):
     train_lm.main([*tiny, *SHORT])
-    change(only_run(), finished=False, code="earlier")
+    change(only_run(), finished=False, **{what: "earlier"})
     train_lm.main([*tiny, *SHORT, "--resume"])
     said = capsys.readouterr().out
     assert "the code has changed since this run began" in said and "resuming after step 4" in said
     train_lm.main([*tiny, *SHORT])
     assert ": reused" not in capsys.readouterr().out
+
+
+def test_resume_ignores_a_row_that_a_kill_cut_short(tiny, only_run):
+    train_lm.main([*tiny, *SHORT, "--log_every=2"])
+    log = only_run() / "log.csv"
+    rows = log.read_text()
+    change(only_run(), finished=False)
+    log.write_text(rows + "4,1")
+    train_lm.main([*tiny, *SHORT, "--log_every=2", "--resume"])
+    assert log.read_text() == rows
 
 
 def test_resume_names_what_is_wrong_with_a_checkpoint(tiny, only_run, capsys):
@@ -283,7 +294,8 @@ def test_after_a_signal_to_its_process_a_run_resumes_and_equals_an_uninterrupted
         time.sleep(0.001)
     process.send_signal(number)
     said, error = process.communicate(timeout=60)
-    assert error == "" and process.returncode == (-9 if number == signal.SIGKILL else 130), "it had finished before"
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130), "it had finished before"
+    assert "Traceback" not in error and error.count("finishing this step") == (number != signal.SIGKILL)
     step = load_checkpoint(only_run() / "last.pt")["step"]
     assert 20 <= step < 150
     if number != signal.SIGKILL:

@@ -130,6 +130,17 @@ def test_a_signal_is_noted_and_a_second_one_acts_as_always(number):
         signal.signal(number, before)
 
 
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As a shell's background job ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with training.stop_on_signal() as stop_requested:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop_requested()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_outside_the_main_thread_signals_are_left_alone():
     before, answers = signal.getsignal(signal.SIGINT), []
 
