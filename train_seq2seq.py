@@ -144,7 +144,8 @@ def score(run, sets, device, dtype):
     """Evaluates the finished model on {name: problems}; what config.json has already is not evaluated again."""
     model = make_model(run.cfg).to(device)
     model.load_state_dict(load_checkpoint(run.folder / "last.pt")["model"])
-    known, scores = run.record.get("scores", {}), {}
+    known = run.record.get("scores", {})
+    scores = dict(known)
     print(f"\n{run.folder.name}, final model:")
     for name, problems in sets.items():
         scores[name], digest = known.get(name, {}), mathematics.digest(problems)

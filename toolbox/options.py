@@ -62,14 +62,18 @@ def one_line_errors():
 def start(main):
     """Runs a script; Ctrl-C ends it in one line, wherever it is; a closed pipe (`| head`) ends it quietly."""
     for stream in (sys.stdout, sys.stderr):    # a console that cannot show a character shows "?" instead
-        stream.reconfigure(errors="replace")
+        if hasattr(stream, "reconfigure"):     # a notebook's stream has no such method
+            stream.reconfigure(errors="replace")
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()                 # here, where a closed pipe is handled, and not at exit
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")     # or Python would complain when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())           # or Python complains at exit
         raise SystemExit(1) from None
 
 

@@ -12,7 +12,7 @@ import torch
 import train_lm
 from data.text import tokens
 from model import LanguageModel
-from toolbox import distributed
+from toolbox import distributed, options
 from toolbox.options import parse_options
 from toolbox.run import Run, load_checkpoint
 
@@ -67,12 +67,6 @@ def test_two_processes_equal_one_also_when_stopped_and_resumed(tiny, tmp_path, o
         torch.testing.assert_close(state["model"][name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tiny):
-    process = start([*tiny, "--batch_size=3"])
-    assert process.communicate(timeout=60)[0].count("batch_size=3 is not a multiple of the 2 processes") == 1
-    assert process.returncode != 0
-
-
 @pytest.fixture
 def as_process(monkeypatch):
     """A function that makes this process number `rank` of two; the other one adds nothing."""
@@ -81,6 +75,20 @@ def as_process(monkeypatch):
                                 sum_gradients=lambda model: None).items():
             monkeypatch.setattr(distributed, name, value)
     return be
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_and_process_0_says_so_first(tiny, as_process, monkeypatch, capsys):
+    """torchrun ends the other processes when process 0 has ended, so that there is one line."""
+    as_process(0)
+    waited = []
+    monkeypatch.setattr(options.time, "sleep", waited.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as stop:
+            train_lm.main([*tiny, "--batch_size=3"])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and "batch_size=3 is not a multiple of the 2 processes" in error
+        assert len(waited) == int(rank) and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -311,7 +311,7 @@ def alive(pid):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_kill_loses_only_the_runs_under_way_and_leaves_no_process_behind(how, here, tmp_path):
-    command = ["--n_ra=2,1", "--workers=2", "--train_size=20,400", "--epochs=40"]
+    command = ["--n_ra=2,1", "--workers=2", "--train_size=20,200", "--epochs=30"]
     process = subprocess.Popen([sys.executable, train_relgames.__file__, *TINY, f"--out_dir={tmp_path / 'out'}",
                                 "--seed=1", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                # background jobs of a shell inherit that SIGINT is ignored
