@@ -79,6 +79,8 @@ def steps_per_epoch(cfg):
 
 def train(run, data, device, dtype):
     """One run, in a process of its own -> its accuracy on each set of sprites."""
+    if run.reusable(quiet=True):                                      # another command has finished it meanwhile
+        return run.record["scores"]
     cfg = replace(run.cfg, max_steps=run.max_steps)                   # `data` is the path; cfg.data only its name
     (images, labels), tests = games.split(cfg.task, cfg.sprites, cfg.train_size, cfg.test_size, cfg.seed, data=data,
                                           test_data=cfg.test_data, data_dir=cfg.data_dir, alternative=cfg.alternative)
@@ -159,9 +161,10 @@ def main(argv=None):
             files = games.fingerprints(cfg.task, cfg.sprites, data=cfg.data, test_data=cfg.test_data,
                                        data_dir=cfg.data_dir)
             # the files tell runs apart, and not the path to them
+            max_steps = cfg.epochs * steps_per_epoch(cfg)
             runs.append(Run(replace(cfg, data=Path(cfg.data).name), {"files": files, "dtype": str(dtype)},
                             unit="images", per_step=min(cfg.batch_size, cfg.train_size),
-                            max_steps=cfg.max_steps or cfg.epochs * steps_per_epoch(cfg)))
+                            max_steps=min(max_steps, cfg.max_steps or max_steps)))
         new = [run for run in runs if not run.reusable(quiet=True)]
         print(f"device: {why}\n{len(runs)} runs, {len(runs) - len(new)} of them finished before")
         workers, failed = first.workers or (sweep.cores() if device.type == "cpu" else 4), []
@@ -170,7 +173,8 @@ def main(argv=None):
             text = "failed" if accuracy is None else "  ".join(f"{name} {a:.3f}" for name, a in accuracy.items())
             tqdm.write(f"{i}/{len(new)}  {run.folder.name}:  {text}")
         # a sweep may come in pieces: draw everything in the folder
-        figures.report(run_folders(Path(first.out_dir)), first.out_dir, first.paper)
+        if folders := run_folders(Path(first.out_dir)):
+            figures.report(folders, first.out_dir, first.paper)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
         raise SystemExit(1)

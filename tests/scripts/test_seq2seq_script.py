@@ -177,6 +177,8 @@ def test_a_model_of_generated_problems_is_scored_on_the_new_problems_of_files(tm
     expected = evaluate(model, mathematics.tokens(new), CPU, torch.float32)
     assert scores["mine/train-easy"] == pytest.approx({"n": 11, **expected})
     assert next((tmp_path / "out").glob("*/last.pt")).stat().st_mtime_ns == weights
+    train_seq2seq.main(args)
+    assert scores_of(tmp_path / "out") == scores                      # kept, also without --test_data
 
 
 def test_the_final_model_is_scored_on_held_out_problems(tmp_path):

@@ -12,10 +12,13 @@ from toolbox import sweep
 
 class FakeRun:
     """In place of toolbox.run.Run: a number, and how `work` ends on it."""
-    max_steps = 3
+    max_steps, record = 3, {"scores": "of another sweep"}
 
     def __init__(self, number, ends="well"):
         self.number, self.ends = number, ends
+
+    def reusable(self, quiet):
+        return self.ends == "finished before"
 
     def __enter__(self):
         return self
@@ -35,10 +38,10 @@ def work(run, factor):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX")
 def test_a_run_that_ends_itself_yields_none_and_a_killed_worker_is_a_clear_error():
-    runs = [FakeRun(1), FakeRun(2, "itself"), FakeRun(3), FakeRun(4, "never"), FakeRun(5)]
+    runs = [FakeRun(1), FakeRun(2, "itself"), FakeRun(3), FakeRun(4, "finished before"), FakeRun(5, "never")]
     results = sweep.train_all(work, runs, (10,), workers=1)
-    assert sorted(((run.number, result) for run, result in (next(results) for _ in range(3)))) == [
-        (1, 10), (2, None), (3, 30)]
+    assert {run.number: result for run, result in (next(results) for _ in range(4))} == {
+        1: 10, 2: None, 3: 30, 4: "of another sweep"}
     worker, = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(ValueError, match="a worker was killed.*fewer --workers; what was finished is kept"):
