@@ -79,8 +79,6 @@ def steps_per_epoch(cfg):
 
 def train(run, data, device, dtype):
     """One run, in a process of its own -> its accuracy on each set of sprites."""
-    if run.reusable(quiet=True):                                      # another command has finished it meanwhile
-        return run.record["scores"]
     cfg = replace(run.cfg, max_steps=run.max_steps)                   # `data` is the path; cfg.data only its name
     (images, labels), tests = games.split(cfg.task, cfg.sprites, cfg.train_size, cfg.test_size, cfg.seed, data=data,
                                           test_data=cfg.test_data, data_dir=cfg.data_dir, alternative=cfg.alternative)

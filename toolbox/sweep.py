@@ -60,6 +60,8 @@ def train_one(train, run, arguments):
     """In a worker: one run."""
     run.bar = StepCounter()
     with run:
+        if run.reusable(quiet=True):               # another command finished it meanwhile
+            return run.record["scores"]
         return train(run, *arguments)
 
 
