@@ -39,7 +39,7 @@ def rotate(x, rope):
 
 def split_heads(x, n_heads, rope=None):
     """(B, T, H d_h) -> (B, H, T, d_h), rotated by position where `rope` is given."""
-    x = x.view(x.size(0), x.size(1), n_heads, -1)                      # (B, T, H, d_h)
+    x = x.unflatten(-1, (n_heads, -1))                                 # (B, T, H, d_h)
     return (x if rope is None else rotate(x, rope)).transpose(1, 2)
 
 

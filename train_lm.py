@@ -189,7 +189,8 @@ def main(argv=None):
         if distributed.RANK == 0:
             summarise(run, corpus, device, dtype)
     if distributed.RANK == 0:
-        figures.report([run.folder for run in runs], configs[0].out_dir)
+        with one_line_errors():
+            figures.report([run.folder for run in runs], configs[0].out_dir, configs[0].paper)
     if all(cfg.n_ra for cfg in configs):
         print("For the Transformer beside it, repeat the command with --baseline; what is finished is reused.")
     distributed.end()

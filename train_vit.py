@@ -204,7 +204,8 @@ def main(argv=None):
                 train(cfg, run, data, device, dtype, stop_requested)
         with one_line_errors():
             score(run, data, device, dtype)
-    figures.report([run.folder for run in runs], first.out_dir)
+    with one_line_errors():
+        figures.report([run.folder for run in runs], first.out_dir, first.paper)
     if data.unreadable:
         print(f"left out, as they could not be read: {len(data.unreadable):,} images, named above")
     if all(cfg.n_ra for cfg in configs):

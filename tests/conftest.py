@@ -69,3 +69,16 @@ class LargestTensor(TorchDispatchMode):
 @pytest.fixture
 def largest_tensor():
     return LargestTensor
+
+
+READING_ORDER = ["relational_attention", "symbols", "attention", "dropout_and_precision", "model", "conversion",
+                 "generation", "vision", "seq2seq", "theorem1"]
+
+
+def pytest_collection_modifyitems(items):
+    """The tests of tests/core run first, and in the order in which they are meant to be read."""
+    def place(item):
+        name = item.path.stem.removeprefix("test_")
+        in_core = item.path.parent.name == "core" and name in READING_ORDER
+        return READING_ORDER.index(name) if in_core else len(READING_ORDER)
+    items.sort(key=place)

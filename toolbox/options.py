@@ -143,7 +143,7 @@ def option_values(name, kind, text):
     """The values that `text` gives to a field of type `kind`: a list, longer than one where commas separate them."""
     if kind is str:                                                    # a path or name: may contain a comma
         # the shell leaves --out_dir=~/runs as it is
-        return [os.path.expanduser(text) if text.startswith("~/") else text]
+        return [os.path.expanduser(text) if text.startswith("~/") and name != "prompt" else text]
     kinds = get_args(kind) if get_origin(kind) is not Literal else (str,)          # int | None -> (int, NoneType)
     kinds = kinds or (kind,)
 

@@ -3,9 +3,9 @@
 Randomness is a function of (seed, step, process) alone (`reseed`): a resumed run needs no stored random state.
 """
 import math
+import os
 import re
 import signal
-import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -156,7 +156,7 @@ def stop_on_signal():
         received.append(signum)
         signal.signal(signum, previous[signum])
         if distributed.RANK == 0:
-            print("\nfinishing this step, then saving; once more stops at once", file=sys.stderr, flush=True)
+            os.write(2, b"\nfinishing this step, then saving; once more stops at once\n")    # print may not be re-entered
     previous = {}
     for s in (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ():
         if signal.getsignal(s) not in (signal.SIG_IGN, None):          # a background job ignores Ctrl-C: leave it so

@@ -1,9 +1,9 @@
-"""Writing token by token: what may be chosen, and what is kept."""
+"""Generation, token by token: how a token is chosen, and what is kept in memory."""
 import gc
 
 import pytest
 import torch
-from test_model import VARIANTS, make
+from helpers import VARIANTS, language_model
 
 from generation import choose, stream
 from model import LanguageModel
@@ -15,15 +15,15 @@ pytestmark = pytest.mark.usefixtures("fast_form")
 
 
 @pytest.fixture
-def drawn_from(monkeypatch):
-    """A function: the probabilities in proportion to which `choose` draws, in float64 and summing to 1."""
-    def probabilities(logits, *how):
-        seen = []
+def probabilities(monkeypatch):
+    """A function: the probabilities with which `choose` draws each token."""
+    def of(logits, *options):
+        drawn = []
         with monkeypatch.context() as patch:
-            patch.setattr(torch, "multinomial", lambda p, n: seen.append(p) or p.argmax(-1, keepdim=True))
-            choose(logits, *how)
-        return seen[0] / seen[0].sum(-1, keepdim=True)
-    return probabilities
+            patch.setattr(torch, "multinomial", lambda p, n: drawn.append(p) or p.argmax(-1, keepdim=True))
+            choose(logits, *options)
+        return drawn[0] / drawn[0].sum(-1, keepdim=True)
+    return of
 
 
 def nucleus(p, top_p):
@@ -39,10 +39,10 @@ def nucleus(p, top_p):
 
 @pytest.mark.parametrize("top_k", [None, 3, 11])
 @pytest.mark.parametrize("top_p", [1e-9, 0.1, 0.5, 0.9, 0.999])
-def test_the_nucleus_is_the_smallest_set_that_reaches_p(top_p, top_k, drawn_from):
+def test_the_nucleus_is_the_smallest_set_that_reaches_p(top_p, top_k, probabilities):
     torch.manual_seed(0)
     logits = 2 * torch.randn(50, 11, dtype=torch.float64)
-    p, got = (logits / 0.7).softmax(-1), drawn_from(logits, 0.7, top_k, top_p)
+    p, got = (logits / 0.7).softmax(-1), probabilities(logits, 0.7, top_k, top_p)
     for row, got_row in zip(p, got):
         among = row.topk(top_k or 11).indices                          # first the k likeliest, then the nucleus of them
         expected = torch.zeros_like(row)
@@ -52,23 +52,23 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_p(top_p, top_k, drawn_from
         torch.testing.assert_close(got_row[kept], row[kept] / row[kept].sum(), rtol=0, atol=1e-12)
 
 
-def test_the_nucleus_stops_where_it_is_reached_and_takes_but_one_of_equals(drawn_from):
-    assert drawn_from(torch.tensor([[0.125, 0.5, 0.25, 0.125]]).log(), 1.0, None, 0.75).tolist()[0] == pytest.approx(
+def test_the_nucleus_ends_once_it_reaches_p_also_among_equal_probabilities(probabilities):
+    assert probabilities(torch.tensor([[0.125, 0.5, 0.25, 0.125]]).log(), 1.0, None, 0.75).tolist()[0] == pytest.approx(
         [0, 2 / 3, 1 / 3, 0])
-    assert drawn_from(torch.zeros(1, 8), 1.0, None, 0.5).count_nonzero() == 4
-    assert drawn_from(torch.zeros(1, 8), 1.0, None, 1e-6).count_nonzero() == 1
-    assert drawn_from(torch.tensor([[20.0, 0, 0]]), 1.0, None, 1.0).gt(0).all()      # 1 keeps all, rounding or not
+    assert probabilities(torch.zeros(1, 8), 1.0, None, 0.5).count_nonzero() == 4
+    assert probabilities(torch.zeros(1, 8), 1.0, None, 1e-6).count_nonzero() == 1
+    assert probabilities(torch.tensor([[20.0, 0, 0]]), 1.0, None, 1.0).gt(0).all()      # 1 keeps all tokens
 
 
-def test_top_k_keeps_k_and_temperature_0_the_likeliest(drawn_from):
+def test_top_k_keeps_the_k_likeliest_tokens_and_temperature_0_the_likeliest(probabilities):
     torch.manual_seed(0)
     logits = torch.randn(50, 11)
-    got = drawn_from(logits, 2.0, 4)
+    got = probabilities(logits, 2.0, 4)
     assert (got > 0).sum(-1).eq(4).all() and torch.equal((got > 0).nonzero()[:, 1].view(50, 4),
                                                          logits.topk(4).indices.sort(-1).values)
-    assert drawn_from(logits, 1.0, 99).gt(0).all()                     # more than there are: all of them
-    for how in ((0,), (0, 3, 0.5), (1e-6,), (1.0, 1), (1.0, None, 1e-6)):
-        assert torch.equal(choose(logits, *how), logits.argmax(-1, keepdim=True))
+    assert probabilities(logits, 1.0, 99).gt(0).all()                     # more than the vocabulary: all
+    for options in ((0,), (0, 3, 0.5), (1e-6,), (1.0, 1), (1.0, None, 1e-6)):
+        assert torch.equal(choose(logits, *options), logits.argmax(-1, keepdim=True))
 
 
 def test_draws_follow_the_probabilities():
@@ -81,8 +81,8 @@ def test_draws_follow_the_probabilities():
 # ---- token by token ----
 
 
-def plainly(m, idx, n, temperature, top_k):
-    """The same in a few lines: everything kept, the logits of every position, no cache."""
+def generate_without_cache(m, idx, n, temperature, top_k):
+    """The definition, in a few lines, for max_len = 12: a full context drops its oldest half."""
     start = max(0, idx.size(1) - 12)
     for _ in range(n):
         if idx.size(1) - start > 12:
@@ -96,10 +96,10 @@ def plainly(m, idx, n, temperature, top_k):
 
 @pytest.mark.parametrize("prompt_length", [1, 5, 12, 13, 30])
 @pytest.mark.parametrize("temperature, top_k", [(1.0, None), (0.7, 3)])
-def test_a_seed_gives_the_text_that_its_definition_gives(temperature, top_k, prompt_length):
-    m, idx = make(), torch.randint(13, (2, prompt_length))
+def test_a_seed_gives_the_text_of_the_definition(temperature, top_k, prompt_length):
+    m, idx = language_model(), torch.randint(13, (2, prompt_length))
     torch.manual_seed(7)
-    expected = plainly(m, idx, 40, temperature, top_k)
+    expected = generate_without_cache(m, idx, 40, temperature, top_k)
     for use_cache in (True, False):
         torch.manual_seed(7)
         assert torch.equal(m.generate(idx, 40, temperature, top_k, use_cache), expected)
@@ -107,24 +107,24 @@ def test_a_seed_gives_the_text_that_its_definition_gives(temperature, top_k, pro
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_cached_and_uncached_generation_give_equal_logits(options):
-    """At every step, far beyond the context length (12); from a prompt that is longer than it, too."""
-    m, seen = make(**options), []
-    m.head.register_forward_hook(lambda module, args, out: seen.append(out))
+    """At every step, far beyond max_len = 12, and from a prompt that is longer than that."""
+    m, steps = language_model(**options), []
+    m.head.register_forward_hook(lambda module, args, out: steps.append(out))
     for prompt_length in (3, 12, 20):
         idx, runs = torch.randint(13, (2, prompt_length)), []
         for use_cache in (True, False):
-            seen.clear()
+            steps.clear()
             torch.manual_seed(5)
-            runs.append((m.generate(idx, 30, use_cache=use_cache), torch.stack(seen)))
+            runs.append((m.generate(idx, 30, use_cache=use_cache), torch.stack(steps)))
         (cached, cached_logits), (uncached, logits) = runs
-        assert logits.shape == (30, 2, 13) and cached.shape == (2, prompt_length + 30)           # of one position each
+        assert logits.shape == (30, 2, 13) and cached.shape == (2, prompt_length + 30)           # of the last position
         torch.testing.assert_close(cached_logits, logits, rtol=0, atol=1e-9)
         assert torch.equal(cached, uncached) and torch.equal(cached[:, :prompt_length], idx)
 
 
 def test_a_full_context_drops_its_oldest_half():
-    """Uncached, each step reads the context: it grows to max_len = 12, falls to 6 and grows again."""
-    m, lengths = make(), []
+    """The context grows to max_len = 12, falls to 6 and grows again. With a cache, a step processes its new tokens."""
+    m, lengths = language_model(), []
     m.embedding.register_forward_pre_hook(lambda module, args: lengths.append(args[0].size(1)))
     m.generate(torch.zeros(1, 10, dtype=torch.long), 12, use_cache=False)
     assert lengths == [10, 11, 12, 6, 7, 8, 9, 10, 11, 12, 6, 7]
@@ -134,12 +134,12 @@ def test_a_full_context_drops_its_oldest_half():
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_no_more_than_a_context_is_kept(use_cache, monkeypatch):
-    m, caches = make(), []
+def test_memory_is_bounded_by_max_len_however_long_the_text(use_cache, monkeypatch):
+    m, caches = language_model(), []
     monkeypatch.setattr(m, "new_caches", lambda: caches.append(LanguageModel.new_caches(m)) or caches[-1])
     for i, _ in enumerate(stream(m, torch.zeros(3, 5, dtype=torch.long), 60, use_cache=use_cache)):      # B = 3
         del caches[:-1]
-        if i % 7 == 6:                                                 # tokens alive, with the memory behind views
+        if i % 7 == 6:                                                 # all tensors of tokens, and what is behind views
             kept = [t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) is torch.Tensor
                     and t.dtype == torch.long and t.dim() == 2 and t.size(0) == 3]
             assert kept and max(kept) <= 3 * 13 * 8
@@ -147,29 +147,29 @@ def test_no_more_than_a_context_is_kept(use_cache, monkeypatch):
     assert len(caches) == use_cache
 
 
-def test_padding_of_the_vocabulary_is_never_chosen():
-    m = make(tie_embeddings=False)
+def test_tokens_beyond_vocab_size_are_never_chosen():
+    m = language_model(tie_embeddings=False)
     with torch.no_grad():
         m.head.weight[5:] = 9 * m.head.weight[5:]                      # by far the largest logits
     idx = torch.randint(5, (4, 3))
-    for how in (dict(temperature=0), dict(temperature=50.0), dict(top_k=2), dict(top_k=13), dict(top_p=0.9)):
-        assert max(token.max() for token in stream(m, idx, 40, **how)) >= 5
-        assert max(token.max() for token in stream(m, idx, 40, vocab_size=5, **how)) < 5
+    for options in (dict(temperature=0), dict(temperature=50.0), dict(top_k=2), dict(top_k=13), dict(top_p=0.9)):
+        assert max(token.max() for token in stream(m, idx, 40, **options)) >= 5
+        assert max(token.max() for token in stream(m, idx, 40, vocab_size=5, **options)) < 5
     greedy = next(stream(m, idx, 1, temperature=0, vocab_size=5))
     assert torch.equal(greedy, m(idx)[0][:, -1, :5].argmax(-1, keepdim=True))
 
 
-def test_the_model_evaluates_while_it_writes_and_goes_back_to_its_mode():
-    m, idx = make(dropout=0.5), torch.randint(13, (2, 4))
+def test_generation_is_in_evaluation_mode_and_restores_the_previous_mode():
+    m, idx = language_model(dropout=0.5), torch.randint(13, (2, 4))
     expected = m.generate(idx, 20, temperature=0)
     assert torch.equal(m.generate(idx, 20, top_p=1e-9), expected)
     m.train()
     assert torch.equal(m.generate(idx, 20, temperature=0), expected) and m.training
     tokens, graphs = stream(m, idx, 20), []
     m.head.register_forward_hook(lambda module, args, out: graphs.append(out.requires_grad))
-    assert m.training                                                  # not begun
+    assert m.training                                                  # nothing has run yet
     next(tokens)
-    assert not m.training and graphs == [False] and torch.is_grad_enabled()          # the reader's mode is its own
+    assert not m.training and graphs == [False] and torch.is_grad_enabled()          # only within the step
     tokens.close()
     assert m.training
     with pytest.raises(ValueError):

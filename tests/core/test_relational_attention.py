@@ -1,352 +1,321 @@
-"""Relational attention (Eq. 3): the three forms equal plain loops, and it has the properties that the paper claims.
+"""Relational attention: what the mathematics promises, from the definition down.
 
-The sequences are short: the fixture `fast_form` makes them take the forms that long ones take.
+The definition comes first, as plain loops. All sums here are in float64 and agree to 1e-10.
 """
 import math
-from itertools import product
+import random
 
 import pytest
 import torch
+from helpers import FORMS, FORMS_AND_SYMBOLS, SYMBOLS, exact_rope, rotated, symbol, symbols_of, use
 
-from attention import Attention, attend, attention_weights, rope_table, rotate
+from attention import Attention, Cache
 from relational_attention import REL_ACTIVATIONS, RelationalAttention, RelationalCrossAttention
-from symbols import PositionalSymbols, PositionRelativeSymbols, SymbolicAttention
+from symbols import PositionRelativeSymbols
 
 B, T, D = 2, 5, 16
 
-pytestmark = pytest.mark.usefixtures("fast_form")
+
+def eq_3(m, x, symbols, causal, mask, rope):
+    """Eq. 3 in loops over sequence b, receiver i, head h, sender j, relation l -> (B, T, H d_h). mask: (B, H, T, T).
+
+        a_i = sum_j alpha_ij ( r_ij W_r + s_j W_s )
+        alpha_ij = softmax_j( <q_i, k_j> / sqrt(d_h) )          r_ij[l] = <q_rel_i[l], k_rel_j[l]> / sqrt(p)
+    """
+    (B, T, _), H, R, p, d_h = x.shape, m.n_heads, m.n_relations, m.rel_proj_dim, m.W_r.size(-1)
+    W_k_rel = m.W_q_rel if m.symmetric else m.W_k_rel
+    a = torch.zeros(B, T, H, d_h, dtype=x.dtype)
+    for b in range(B):
+        for i in range(T):
+            for h in range(H):
+                g = h * m.n_kv_heads // H                              # the key/value head of query head h
+                senders = [j for j in range(T) if mask[b, h, i, j] and (j <= i or not causal)]
+                q_i = m.W_q(x[b, i]).view(H, d_h)[h]
+                q_i = rotated(q_i, i) if rope else q_i
+                exp = {}
+                for j in senders:
+                    k_j = m.W_k(x[b, j]).view(m.n_kv_heads, d_h)[g]
+                    k_j = rotated(k_j, j) if rope else k_j
+                    exp[j] = (q_i @ k_j / math.sqrt(d_h)).exp()
+                for j in senders:
+                    alpha = exp[j] / sum(exp.values())
+                    for l in range(R):
+                        q_rel, k_rel = m.W_q_rel(x[b, i]).view(R, p)[l], W_k_rel(x[b, j]).view(R, p)[l]
+                        r = q_rel @ k_rel / math.sqrt(p)
+                        a[b, i, h] += alpha * r * m.W_r[h, l]
+                    a[b, i, h] += alpha * m.W_s(symbol(symbols, b, i, j)).view(m.n_kv_heads, d_h)[g]
+    return m.W_o(a.flatten(2))
 
 
-def make_symbols(kind):
-    return {"symbolic": lambda: SymbolicAttention(D, 7, 2), "relative": lambda: PositionRelativeSymbols(D, 2),
-            "positional": lambda: PositionalSymbols(D, T)}[kind]().double()
+def random_setting(seed, T, relations):
+    """A module, a symbol module, an input and further arguments: any combination that is allowed."""
+    torch.manual_seed(seed)
+    choose = random.Random(seed).choice
+    (H, G), d_h, (R, p) = choose([(4, 4), (4, 2), (2, 1), (3, 3)]), choose([2, 4, 6]), choose(relations)
+    d = H * d_h * choose([1, 2])                                       # these heads are the whole layer, or half of it
+    m = RelationalAttention(d, H, total_heads=d // d_h, n_relations=R, rel_proj_dim=p, n_kv_heads=G,
+                            symmetric=choose([False, True]), bias=choose([False, True])).double()
+    random_mask = torch.rand(B, H, T, T) < 0.6
+    random_mask[0, 1, 2] = False                                       # a fully masked row
+    padding = torch.arange(T)[None] < torch.tensor([[T], [T - 2]])
+    mask = choose([None, padding, random_mask, random_mask[:1, :1]])
+    x = torch.randn(B, T, d, dtype=torch.float64, requires_grad=True)
+    return m, symbols_of(choose(SYMBOLS), d, T), x, choose([False, True]), mask, choose([False, True])
 
 
-def make_mask(kind):
-    if kind == "padding":                                    # the second sequence has three tokens
-        return torch.arange(T)[None] < torch.tensor([T, 3])[:, None]
-    if kind == "any":                                        # random, different for each head; one row is fully masked
-        mask = torch.rand(B, 4, T, T, generator=torch.Generator().manual_seed(1)) < 0.6
-        mask[0, 1, 2] = False
-        return mask
-    return None
+def outputs_and_gradients(f, m, symbols, x):
+    """The output of f(symbols(x)), and its gradient with respect to x and every parameter."""
+    out = f(symbols(x))
+    direction = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(2))
+    return [out, *torch.autograd.grad(out, [x, *m.parameters(), *symbols.parameters()], direction)]
 
 
-def rope_of(n, d_h):
-    """The rotary table of positions 0 ... n - 1, computed in float32 as in the model."""
-    return tuple(table.double() for table in rope_table(torch.arange(n), d_h))
+def assert_equal(results, expected, tolerance=1e-10):
+    assert len(results) == len(expected)
+    for ours, definition in zip(results, expected):
+        torch.testing.assert_close(ours, definition, rtol=tolerance, atol=tolerance)
 
 
-def rotated(vector, position, rope):
-    """Rotary position: the feature pairs (c, c + d_h/2) rotated by position * 10000^(-2c/d_h)."""
-    out, half = vector.clone(), len(vector) // 2
-    for c in range(half if rope else 0):
-        angle = position * 10000.0 ** (-c / half)
-        out[c] = vector[c] * math.cos(angle) - vector[c + half] * math.sin(angle)
-        out[c + half] = vector[c + half] * math.cos(angle) + vector[c] * math.sin(angle)
-    return out
+# ---- three forms of one definition -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_literal_form_is_eq_3(seed):
+    """Output and gradients, in 40 random settings: masks, causal, rope, symbols, n_kv_heads, R, p, symmetric, bias."""
+    m, symbols, x, causal, mask, rope = random_setting(seed, T=4, relations=[(None, None), (1, 3), (3, 2)])
+    use("literal", m)
+    table = exact_rope(4, m.W_r.size(-1)) if rope else None
+    everyone = torch.ones(B, m.n_heads, 4, 4, dtype=torch.bool)
+    four_dimensions = everyone if mask is None else everyone & (mask if mask.dim() == 4 else mask[:, None, None])
+    literal = outputs_and_gradients(lambda s: m(x, s, causal=causal, mask=mask, rope=table), m, symbols, x)
+    loops = outputs_and_gradients(lambda s: eq_3(m, x, s, causal, four_dimensions, rope), m, symbols, x)
+    assert_equal(literal, loops)
 
 
-def eq3_with_loops(m, x, symbols, causal, mask, rope):
-    """Eq. 3 with its square roots: every sum is a loop, nothing is shared with the implementation."""
-    H, R, p, d_h = m.n_heads, m.n_relations, m.rel_proj_dim, m.W_r.shape[-1]
-    out = torch.zeros(*x.shape[:2], H * d_h, dtype=x.dtype)
-    for b, i, h in product(range(len(x)), range(x.size(1)), range(H)):
-        g = h // (H // m.n_kv_heads)                         # the key/value head that query head h uses
-        q = rotated(m.W_q(x[b, i])[h * d_h:(h + 1) * d_h], i, rope)
-        scores, messages = [], []
-        for j in range(x.size(1)):
-            if causal and j > i or mask is not None and not (
-                    mask[b, j] if mask.dim() == 2 else mask[b, h, i, j]):
-                continue
-            k = rotated(m.W_k(x[b, j])[g * d_h:(g + 1) * d_h], j, rope)
-            scores.append(sum(q * k) / math.sqrt(d_h))
-            message = torch.zeros(d_h, dtype=x.dtype)
-            W_k_rel = m.W_q_rel if m.symmetric else m.W_k_rel
-            for l in range(R):
-                rows = slice(l * p, (l + 1) * p)
-                r = m.W_q_rel(x[b, i])[rows] @ W_k_rel(x[b, j])[rows] / math.sqrt(p)
-                message += r * m.W_r[h, l]
-            if isinstance(symbols, PositionRelativeSymbols):
-                s = symbols.library[max(-symbols.max_distance, min(symbols.max_distance, j - i)) + symbols.max_distance]
-            else:
-                s = symbols[j] if symbols.dim() == 2 else symbols[b, j]
-            messages.append(message + m.W_s(s)[g * d_h:(g + 1) * d_h])
-        if scores:
-            weights = [math.exp(score) for score in scores]
-            out[b, i, h * d_h:(h + 1) * d_h] = sum(w / sum(weights) * a for w, a in zip(weights, messages))
-    return m.W_o(out)
+@pytest.mark.parametrize("seed", range(60))
+def test_the_fast_and_blocked_forms_equal_the_literal_form(seed):
+    """The same, with R p from 8 to 1,024: the fast form cuts the relation keys into slices of at most 256 features."""
+    m, symbols, x, causal, mask, rope = random_setting(
+        seed, T=19, relations=[(2, 4), (5, 7), (4, 64), (7, 40), (3, 100), (64, 16), (1, 300), (1, 1024)])
+    table, results = exact_rope(19, m.W_r.size(-1)) if rope else None, {}
+    for form in FORMS if not isinstance(symbols, PositionRelativeSymbols) else ["literal", "blocked"]:
+        use(form, m)
+        results[form] = outputs_and_gradients(lambda s: m(x, s, causal=causal, mask=mask, rope=table), m, symbols, x)
+    for form in results:
+        assert_equal(results[form], results["literal"])
 
 
-def outputs_and_gradients(m, retriever, x, causal, mask, rope, literal):
-    """The output, and its gradient (through a fixed random projection) by x and by every parameter."""
-    x = x.clone().requires_grad_()
-    out = m(x, retriever(x), causal=causal, mask=mask, rope=rope, need_weights=literal)
-    out = out[0] if literal else out
-    weight = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(2))
-    wanted = [x, *m.parameters(), *retriever.parameters()]
-    return [out, *torch.autograd.grad((out * weight).sum(), wanted)]
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("form, kind", FORMS_AND_SYMBOLS)
+def test_a_sequence_continued_from_a_cache_has_the_same_outputs(form, kind, masked):
+    """The T queries are the last of S positions: causal mask, padding and relative offsets count from there."""
+    torch.manual_seed(0)
+    m, x = RelationalAttention(D, 4, n_kv_heads=2).double(), torch.randn(B, 9, D, dtype=torch.float64)
+    symbols, rope, cache = symbols_of(kind, D, 9), exact_rope(9, 4), Cache(max_len=9)
+    mask = torch.arange(9) != torch.tensor([[3], [0]]) if masked else None           # the second begins with padding
+    use("literal", m)
+    expected = m(x, symbols(x), causal=True, mask=mask, rope=rope)
+    use(form, m)
+    pieces = []
+    for new in torch.arange(9).split([4, 3, 1, 1]):
+        pieces.append(m(x[:, new], symbols(x[:, new], start=len(cache)), causal=True, rope=[t[new] for t in rope],
+                        mask=None if mask is None else mask[:, :new[-1] + 1], cache=cache))
+    torch.testing.assert_close(torch.cat(pieces, 1), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("symbols", ["symbolic", "relative", "positional"])
-@pytest.mark.parametrize("mask_kind", [None, "padding", "any"])
-@pytest.mark.parametrize("causal", [False, True])
-def test_plain_loops_literal_form_and_the_form_for_long_sequences_agree(causal, mask_kind, symbols):
-    mask = make_mask(mask_kind)
-    for n_kv_heads, symmetric, (R, p, bias) in product([None, 2], [False, True], [(None, None, False), (3, 5, True)]):
-        rope = symmetric != (n_kv_heads is None)             # with each of the others, not with all of them at once
-        torch.manual_seed(0)
-        m = RelationalAttention(D, 4, total_heads=4, n_relations=R, rel_proj_dim=p, n_kv_heads=n_kv_heads,
-                                symmetric=symmetric, bias=bias).double()
-        retriever, x = make_symbols(symbols), torch.randn(B, T, D, dtype=torch.float64)
-        table = rope_of(T, D // 4) if rope else None
-        fast, literal = (outputs_and_gradients(m, retriever, x, causal, mask, table, which) for which in (False, True))
-        for ours, definition in zip(fast, literal):
-            torch.testing.assert_close(ours, definition, rtol=0, atol=1e-10)
-        with torch.no_grad():
-            loops = eq3_with_loops(m, x, retriever(x), causal, mask, rope)
-        torch.testing.assert_close(fast[0], loops, rtol=0, atol=1e-6 if rope else 1e-10)         # the table is float32
+@pytest.mark.parametrize("n, device, relative, activation, form", [
+    (128, "cpu", False, "identity", "literal"), (129, "cpu", False, "identity", "blocked"),
+    (128, "meta", False, "identity", "literal"), (129, "meta", False, "identity", "fast"),
+    (129, "meta", True, "identity", "blocked"), (1000, "meta", False, "tanh", "literal")])
+def test_literal_up_to_128_tokens_then_blocked_on_a_cpu_or_for_relative_symbols_else_fast(
+        n, device, relative, activation, form):
+    """The device "meta" stands for any other than a CPU. A relation activation needs the literal form."""
+    m, q = RelationalAttention(D, 4, rel_activation=activation), torch.empty(B, 4, n, 4, device=device)
+    assert m.choose_form(q, q, PositionRelativeSymbols(D, 3) if relative else None).__name__ == form
 
 
-def test_a_group_within_a_larger_layer_has_the_layers_head_width():
-    m = RelationalAttention(32, 2, total_heads=8)            # 2 of 8 heads of width 4
-    x = torch.randn(3, 6, 32)
-    assert m(x, x).shape == (3, 6, 8)
-    out, alpha, r = m(x, x, need_weights=True)
-    assert out.shape == (3, 6, 8) and alpha.shape == (3, 2, 6, 6) and r.shape == (3, 2, 6, 6)
-    assert m.n_relations == 2 and m.rel_proj_dim == 4        # the defaults of Appendix B.1: d_r = n_ra, d_proj = d_head
+@pytest.mark.parametrize("R, p", [(2, 4), (2, 20), (2, 150)])
+@pytest.mark.parametrize("form", ["fast", "blocked"])
+def test_the_fast_and_blocked_forms_store_no_tensor_of_n_x_n_numbers(form, R, p, largest_tensor):
+    """Forward and backward, for relations narrower and wider than a head (d_h = 16)."""
+    n = 1024
+    m, x = RelationalAttention(32, 2, n_relations=R, rel_proj_dim=p), torch.randn(1, n, 32, requires_grad=True)
+    use(form, m)
+    with largest_tensor() as largest:
+        m(x, x, causal=True).sum().backward()
+    assert largest.numel < n * n
+
+
+def test_the_literal_form_does_store_n_x_n_relations(largest_tensor):
+    """So the check above can fail."""
+    m, x = RelationalAttention(32, 2), torch.randn(1, 256, 32)
+    use("literal", m)
+    with largest_tensor() as largest:
+        m(x, x, causal=True)
+    assert largest.numel >= 2 * 256 * 256
+
+
+# ---- weights and relations -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("causal, masked", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("activation", REL_ACTIVATIONS)
+def test_the_returned_weights_and_relations_rebuild_the_output(activation, causal, masked):
+    """W_o( sum_j alpha_ij (r_ij W_r + s_j W_s) )"""
+    torch.manual_seed(0)
+    m = RelationalAttention(D, 4, n_relations=3, rel_proj_dim=5, n_kv_heads=2, rel_activation=activation).double()
+    x, s = torch.randn(2, B, T, D, dtype=torch.float64)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2]) if masked else None
+    out, alpha, r = m(x, s, causal=causal, mask=mask, need_weights=True)
+    assert alpha.shape == (B, 4, T, T) and r.shape == (B, 3, T, T)
+    s_W_s = m.W_s(s).view(B, T, 2, 4).repeat_interleave(2, dim=2)                    # (B, T, H, d_h)
+    messages = torch.einsum("blij,hld->bhijd", r, m.W_r) + s_W_s.transpose(1, 2)[:, :, None]
+    a = torch.einsum("bhij,bhijd->bihd", alpha, messages)
+    torch.testing.assert_close(out, m.W_o(a.flatten(2)), rtol=0, atol=1e-10)
+    torch.testing.assert_close(m(x, s, causal=causal, mask=mask), out, rtol=0, atol=1e-10)
+
+
+def test_attention_weights_sum_to_one_over_the_keys_that_the_mask_allows():
+    m, x = RelationalAttention(D, 4), torch.randn(B, T, D)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    _, alpha, _ = m(x, x, causal=True, mask=mask, need_weights=True)
+    torch.testing.assert_close(alpha.sum(-1), torch.ones(B, 4, T))
+    assert not alpha.triu(1).any() and not alpha[1, :, :, 3:].any()
+
+
+def test_relations_are_scaled_inner_products_neither_masked_nor_rotated():
+    m, x = RelationalAttention(D, 4, n_relations=3, rel_proj_dim=6).double(), torch.randn(B, T, D, dtype=torch.float64)
+    q_rel, k_rel = (W(x).view(B, T, 3, 6) for W in (m.W_q_rel, m.W_k_rel))
+    expected = torch.einsum("bilp,bjlp->blij", q_rel, k_rel) / 6 ** 0.5
+    for options in (dict(), dict(causal=True), dict(mask=torch.rand(B, T) < 0.5), dict(rope=exact_rope(T, 4))):
+        torch.testing.assert_close(m(x, x, **options, need_weights=True)[2], expected, rtol=0, atol=1e-12)
 
 
 def test_symmetric_relations_are_a_symmetric_positive_semidefinite_kernel():
-    m = RelationalAttention(32, 4, n_relations=3, rel_proj_dim=6, symmetric=True).double()
-    x = torch.randn(2, 10, 32, dtype=torch.float64)
+    x = torch.randn(2, 10, D, dtype=torch.float64)
+    m = RelationalAttention(D, 4, n_relations=3, rel_proj_dim=6, symmetric=True).double()
     _, _, r = m(x, x, causal=True, need_weights=True)
     torch.testing.assert_close(r, r.mT, rtol=0, atol=1e-12)
     assert torch.linalg.eigvalsh(r).min() > -1e-10
-    m = RelationalAttention(32, 4, n_relations=3, rel_proj_dim=6).double()  # without the option: neither
+    m = RelationalAttention(D, 4, n_relations=3, rel_proj_dim=6).double()  # by default they are not symmetric
     _, _, r = m(x, x, need_weights=True)
     assert (r - r.mT).abs().max() > 0.1
 
 
-def test_attention_weights_sum_to_one_over_the_keys_that_the_mask_allows():
-    m, x = RelationalAttention(32, 4), torch.randn(2, 6, 32)
-    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
-    _, alpha, _ = m(x, x, causal=True, mask=mask, need_weights=True)
-    torch.testing.assert_close(alpha.sum(-1), torch.ones(2, 4, 6))
-    assert alpha.triu(1).abs().max() == 0 and alpha[1, :, :, 4:].abs().max() == 0
-
-
-@pytest.mark.parametrize("symbols", ["symbolic", "relative", "positional"])
-@pytest.mark.parametrize("literal", [False, True])
-def test_a_fully_masked_row_is_zero_and_has_no_gradient(symbols, literal):
-    m, retriever = RelationalAttention(D, 4).double(), make_symbols(symbols)
-    x = torch.randn(B, T, D, dtype=torch.float64, requires_grad=True)
-    mask = torch.ones(B, T, dtype=torch.bool)
-    mask[1] = False                                          # the second sequence is all padding
-    out = m(x, retriever(x), mask=mask, need_weights=literal)
-    out = out[0] if literal else out
-    out.sum().backward()
-    assert out[1].abs().max() == 0 and x.grad[1].abs().max() == 0
-    assert out[0].abs().min() > 0 and x.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("activation", REL_ACTIVATIONS)
-def test_relation_activations_and_their_causality(activation):
-    """An activation acts on r elementwise (softmax: over the senders); no output depends on a future token."""
-    m = RelationalAttention(D, 2, rel_activation=activation).double()
+@pytest.mark.parametrize("causal", [False, True])
+def test_relation_activations_are_their_formulas(causal):
     x = torch.randn(1, T, D, dtype=torch.float64)
-    plain = RelationalAttention(D, 2).double()
-    plain.load_state_dict(m.state_dict())
-    out, _, r = m(x, x, causal=True, need_weights=True)
-    _, _, r_plain = plain(x, x, causal=True, need_weights=True)
-    if activation == "softmax":
-        torch.testing.assert_close(r.tril().sum(-1), torch.ones(1, 2, T, dtype=torch.float64))
-    else:
-        formulas = {"identity": r_plain, "relu": r_plain.clamp(min=0), "sigmoid": 1 / (1 + (-r_plain).exp()),
-                    "tanh": r_plain.tanh(), "silu": r_plain / (1 + (-r_plain).exp()),
-                    "gelu": r_plain * (1 + torch.erf(r_plain / 2 ** 0.5)) / 2, "gelu_tanh": r_plain * (
-                        1 + ((2 / torch.pi) ** 0.5 * (r_plain + 0.044715 * r_plain ** 3)).tanh()) / 2}
-        if activation in formulas:                           # one that you have added has none yet
-            torch.testing.assert_close(r, formulas[activation])
-    torch.testing.assert_close(m(x, x, causal=True), out)    # identity: by the fast form
-    alpha = m(x, x, causal=True, need_weights=True)[1]
-    messages = torch.einsum("brij,hrd->bhijd", r, m.W_r) + m.W_s(x).unflatten(-1, (2, -1)).transpose(1, 2)[:, :, None]
-    a = torch.einsum("bhij,bhijd->bihd", alpha, messages).flatten(2)     # a_i = sum_j alpha_ij (r W_r + s W_s)
-    torch.testing.assert_close(out, m.W_o(a))
+    m = RelationalAttention(D, 2).double()
+    _, _, r = m(x, x, causal=causal, need_weights=True)
+    everyone = torch.ones(T, T, dtype=torch.bool)
+    allowed = everyone.tril() if causal else everyone
+    formulas = {
+        "identity": r, "relu": r.clamp(min=0), "sigmoid": 1 / (1 + (-r).exp()), "tanh": r.tanh(),
+        "silu": r / (1 + (-r).exp()), "gelu": r * (1 + torch.erf(r / 2 ** 0.5)) / 2,
+        "gelu_tanh": r * (1 + ((2 / torch.pi) ** 0.5 * (r + 0.044715 * r ** 3)).tanh()) / 2,
+        "softmax": r.exp() * allowed / (r.exp() * allowed).sum(-1, keepdim=True)}    # over the senders j
+    for activation, expected in formulas.items():                      # one that you add belongs here, too
+        other = RelationalAttention(D, 2, rel_activation=activation).double()
+        other.load_state_dict(m.state_dict())
+        torch.testing.assert_close(other(x, x, causal=causal, need_weights=True)[2], expected)
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("form, kind, activation",
+                         [(*both, "identity") for both in FORMS_AND_SYMBOLS]
+                         + [("literal", kind, activation) for kind in SYMBOLS for activation in ("tanh", "softmax")])
+def test_no_output_depends_on_a_later_token(form, kind, activation):
+    """Nor through its symbol, nor through the denominator of softmax relations."""
+    torch.manual_seed(0)
+    m, symbols = RelationalAttention(D, 4, rel_activation=activation).double(), symbols_of(kind, D, T)
+    use(form, m)
+    x = torch.randn(1, T, D, dtype=torch.float64)
     changed = x.clone()
     changed[:, 3] += 1
-    torch.testing.assert_close(m(changed, changed, causal=True)[:, :3], out[:, :3], rtol=0, atol=1e-14)
+    before, after = (m(y, symbols(y), causal=True) for y in (x, changed))
+    torch.testing.assert_close(after[:, :3], before[:, :3], rtol=0, atol=1e-14)
+    assert (after - before)[:, 3:].abs().amax(-1).min() > 1e-3         # but on an earlier one
 
 
-def test_rope_makes_scores_depend_on_distance_and_does_not_act_on_relations():
-    q, k = torch.randn(1, 1, 1, 8, dtype=torch.float64), torch.randn(1, 1, 1, 8, dtype=torch.float64)
-    rope = rope_of(20, 8)
+@pytest.mark.parametrize("form, kind", FORMS_AND_SYMBOLS)
+def test_a_fully_masked_row_gives_zeros_and_has_no_gradient(form, kind):
+    m, symbols = RelationalAttention(D, 4).double(), symbols_of(kind, D, T)
+    use(form, m)
+    x = torch.randn(B, T, D, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([True, False])[:, None].expand(B, T)           # the second sequence is all padding
+    out = m(x, symbols(x), mask=mask)
+    out.sum().backward()
+    assert not out[1].any() and not x.grad[1].any()
+    assert out[0].all() and x.grad.isfinite().all()
 
-    def score(i, j):                                         # <R_i q, R_j k>, which must depend on i - j alone
-        return (rotate(q, [t[[i]] for t in rope]) * rotate(k, [t[[j]] for t in rope])).sum()
-    torch.testing.assert_close(score(3, 1), score(12, 10), rtol=0, atol=1e-5)      # the table is float32
-    assert abs(score(3, 1) - score(3, 2)) > 1e-3
-    m, x = RelationalAttention(D, 4), torch.randn(1, T, D)
-    rope = rope_table(torch.arange(T), 4)
-    assert torch.equal(m(x, x, need_weights=True)[2], m(x, x, rope=rope, need_weights=True)[2])
+
+def test_softmax_relations_need_one_mask_for_all_heads():
+    m, x = RelationalAttention(D, 4, rel_activation="softmax"), torch.randn(B, T, D)
+    with pytest.raises(ValueError, match="one mask for all heads"):
+        m(x, x, mask=torch.ones(B, 4, T, T, dtype=torch.bool))
 
 
-def heads_with_loops(m, x, values, causal, rope):
-    """Eq. 2, every sum a loop, by a module's W_q, W_k, W_v, W_o; values(b, i, j): W_v's input for receiver i and j."""
-    H, G = m.n_heads, m.n_kv_heads
-    d_h = m.W_q.weight.size(0) // H
-    out = torch.zeros(*x.shape[:2], H * d_h, dtype=x.dtype)
-    for b, i, h in product(range(len(x)), range(x.size(1)), range(H)):
-        rows, shared = slice(h * d_h, (h + 1) * d_h), slice(h // (H // G) * d_h, (h // (H // G) + 1) * d_h)
-        q = rotated(m.W_q(x[b, i])[rows], i, rope)
-        seen = [j for j in range(x.size(1)) if not causal or j <= i]
-        weights = [math.exp(sum(q * rotated(m.W_k(x[b, j])[shared], j, rope)) / math.sqrt(d_h)) for j in seen]
-        out[b, i, rows] = sum(w / sum(weights) * m.W_v(values(b, i, j))[shared] for w, j in zip(weights, seen))
-    return m.W_o(out)
+# ---- heads -----------------------------------------------------------------------------------------------------------
+
+def test_a_group_within_a_larger_layer_has_the_head_width_of_the_layer():
+    m, x = RelationalAttention(32, 2, total_heads=8), torch.randn(3, 6, 32)          # 2 of 8 heads of width 4
+    assert m(x, x).shape == (3, 6, 8)
+    assert m.n_relations == 2 and m.rel_proj_dim == 4        # the defaults of Appendix B.1: d_r = n_ra, d_proj = d_h
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("n_kv_heads, rope, bias", [(4, False, True), (2, True, False), (1, True, True)])
-def test_sensory_and_rca_heads_are_eq_2_with_loops(n_kv_heads, rope, bias):
-    torch.manual_seed(0)
-    x, table = torch.randn(B, T, D, dtype=torch.float64), rope_of(T, D // 4) if rope else None
-    sensory = Attention(D, 4, n_kv_heads=n_kv_heads, bias=bias).double()
-    expected = heads_with_loops(sensory, x, lambda b, i, j: x[b, j], True, rope)
-    torch.testing.assert_close(sensory(x, causal=True, rope=table), expected, rtol=0, atol=1e-6 if rope else 1e-12)
-    rca = RelationalCrossAttention(D, 4, n_kv_heads=n_kv_heads, bias=bias).double()
-    for kind in ("symbolic", "relative", "positional"):
-        s = make_symbols(kind)(x)
-
-        def symbol(b, i, j):
-            return s.library[max(-2, min(2, j - i)) + 2] if kind == "relative" else s[j] if s.dim() == 2 else s[b, j]
-        expected = heads_with_loops(rca, x, symbol, True, rope)
-        torch.testing.assert_close(rca(x, s, causal=True, rope=table), expected, rtol=0, atol=1e-6 if rope else 1e-12)
+@pytest.mark.parametrize("Heads", [Attention, RelationalAttention, RelationalCrossAttention])
+def test_key_value_heads_are_shared_by_consecutive_query_heads(Heads):
+    """2 key/value heads for 4 query heads equal 4 of which each is there twice."""
+    few, many = Heads(D, 4, n_kv_heads=2).double(), Heads(D, 4).double()
+    x = torch.randn(B, T, D, dtype=torch.float64)
+    weights = few.state_dict()
+    for name in ("W_k.weight", "W_v.weight", "W_s.weight"):
+        if name in weights:                                            # (2 d_h, D) -> (4 d_h, D)
+            weights[name] = weights[name].view(2, 4, D).repeat_interleave(2, dim=0).flatten(0, 1)
+    many.load_state_dict(weights)
+    arguments = (x,) if Heads is Attention else (x, x)
+    torch.testing.assert_close(few(*arguments, causal=True), many(*arguments, causal=True), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("Heads, form", [(Attention, ""), (RelationalCrossAttention, ""), (RelationalAttention, "fast"),
-                                         (RelationalAttention, "literal"), (RelationalAttention, "blocked")])
-@pytest.mark.parametrize("symbols", ["symbolic", "relative", "positional"])
-def test_attention_dropout_acts_in_training_only(Heads, form, symbols, monkeypatch):
-    if form == "fast" and symbols == "relative":
-        form = "blocked"                                     # relative symbols have no fast form
-    monkeypatch.setattr(RelationalAttention, "choose_form", lambda self, *args: getattr(self, form))
-    m, retriever, x = Heads(D, 4, dropout=0.5), make_symbols(symbols).float(), torch.randn(B, T, D)
-    s = () if Heads is Attention else (retriever(x),)
-    assert not torch.equal(m(x, *s), m(x, *s))
-    m.eval()
-    assert torch.equal(m(x, *s), m(x, *s))
+@torch.no_grad()
+@pytest.mark.parametrize("kind", SYMBOLS)
+@pytest.mark.parametrize("n_kv_heads", [4, 2])
+def test_relational_cross_attention_is_relational_attention_without_relations(n_kv_heads, kind):
+    """a_i = sum_j alpha_ij s_j W_s: Eq. 3 with W_r = 0."""
+    m, symbols = RelationalAttention(D, 4, n_kv_heads=n_kv_heads).double(), symbols_of(kind, D, T)
+    m.W_r.zero_()
+    rca = RelationalCrossAttention(D, 4, n_kv_heads=n_kv_heads).double()
+    rca.load_state_dict({"W_q.weight": m.W_q.weight, "W_k.weight": m.W_k.weight, "W_v.weight": m.W_s.weight,
+                         "W_o.weight": m.W_o.weight})
+    x = torch.randn(B, T, D, dtype=torch.float64)
+    for options in (dict(), dict(causal=True, rope=exact_rope(T, 4)), dict(mask=torch.rand(B, T) < 0.5)):
+        torch.testing.assert_close(rca(x, symbols(x), **options), m(x, symbols(x), **options), rtol=0, atol=1e-12)
 
 
-def test_dropout_acts_on_symbols_too_and_the_returned_weights_are_those_before_dropout():
-    m, x = RelationalAttention(D, 4, dropout=0.5), torch.randn(B, T, D)
-    with torch.no_grad():
-        m.W_r.zero_()                                        # only symbols are left in the message
-    (out, alpha, _), (out2, alpha2, _) = m(x, x, need_weights=True), m(x, x, need_weights=True)
-    assert not torch.equal(out, out2) and torch.equal(alpha, alpha2)
-    torch.testing.assert_close(alpha.sum(-1), torch.ones(B, 4, T))
+# ---- shapes ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("Heads", [Attention, RelationalAttention, RelationalCrossAttention])
+@pytest.mark.parametrize("form", FORMS)
+def test_an_empty_batch_gives_an_empty_batch(form, Heads):
+    m, x = Heads(32, 4), torch.zeros(0, 5, 32)
+    use(form, m)
+    assert m(*((x,) if Heads is Attention else (x, x)), causal=True).shape == (0, 5, 32)
 
 
-def test_a_mask_applies_to_a_single_query_too():
-    """As in cached decoding: T = 1 query, S keys of which some are padding."""
-    q, k, v = torch.randn(B, 4, 1, 3), torch.randn(B, 4, T, 3), torch.randn(B, 4, T, 3)
-    mask = make_mask("padding")
-    alpha = attention_weights(q, k, causal=True, mask=mask)
-    assert alpha[1, ..., 3:].abs().max() == 0
-    torch.testing.assert_close(attend(q, k, v, causal=True, mask=mask), alpha @ v)
+@pytest.mark.parametrize("wrong, word", [
+    (dict(n_heads=3), "d_model=16 is not a multiple of 3 heads"), (dict(n_heads=4, n_kv_heads=3), "n_kv_heads=3"),
+    (dict(n_heads=4, n_relations=3), "rel_proj_dim"), (dict(n_heads=4, rel_activation="sin"), "choose from identity")])
+def test_impossible_shapes_raise_an_error_that_names_them(wrong, word):
+    with pytest.raises(ValueError, match=word):
+        RelationalAttention(16, **wrong)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_lower_precision_keeps_its_dtype_and_does_not_overflow(dtype):
-    x = torch.randn(1, 1, 5, 4).to(dtype).transpose(1, 2)
-    assert rotate(x, rope_table(torch.arange(5), 4)).dtype == dtype
-    q = 50 * torch.ones(1, 1, 2, 64, dtype=dtype)            # <q, k> = 160,000: above the largest float16
-    assert attention_weights(q, q).isfinite().all()
-
-
-def test_the_blocked_form_stores_no_n_by_n_tensor(largest_tensor):
-    """Neither forward nor backward, at n = 2048."""
-    n = 2048
-    m, x = RelationalAttention(128, 4, total_heads=8), torch.randn(1, n, 128, requires_grad=True)
-    m.choose_form = lambda *shapes: m.blocked
-    with largest_tensor() as largest:
-        m(x, x, causal=True).sum().backward()
-    assert largest.numel < n * n / 2
-    n = 256                                                  # the same check does notice the literal form's n x n
-    m, x = RelationalAttention(16, 4), torch.randn(1, n, 16, requires_grad=True)
-    with largest_tensor() as largest:
-        m(x, x, causal=True, need_weights=True)[0].sum().backward()
-    assert largest.numel >= n * n
-
-
-def test_impossible_shapes_are_refused_in_words():
-    for wrong, word in [(dict(n_heads=3), "multiple"), (dict(n_heads=4, n_kv_heads=3), "n_kv_heads"),
-                        (dict(n_heads=4, n_relations=3), "rel_proj_dim"),
-                        (dict(n_heads=4, rel_activation="sin"), "choose")]:
-        with pytest.raises(ValueError, match=word):
-            RelationalAttention(16, **wrong)
-    x = torch.randn(2, 5, 16)
-    for mask, word in [(torch.ones(5, 5, dtype=torch.bool), r"mask\[None, None\]"), (torch.ones(2, 5), "boolean"),
-                       (torch.ones(2, 5, 5, dtype=torch.bool), "2 or 4 dimensions")]:
-        with pytest.raises(ValueError, match=word):
-            RelationalAttention(16, 4)(x, x, mask=mask)
-
-
-RULE = RelationalAttention.choose_form               # before the fixture replaces it
-
-
-@pytest.mark.parametrize("n, device, options, form", [
-    (128, "cpu", {}, "literal"), (129, "cpu", {}, "blocked"), (128, "meta", {}, "literal"), (129, "meta", {}, "fast"),
-    (129, "meta", dict(relative=True), "blocked"), (1000, "cpu", dict(rel_activation="tanh"), "literal")])
-def test_literal_up_to_128_tokens_then_blocked_on_a_cpu_and_fast_elsewhere(n, device, options, form):
-    """The device "meta" stands for any other than a CPU. A relation activation needs the literal form."""
-    symbols = PositionRelativeSymbols(64, 3) if options.pop("relative", False) else None
-    m, q = RelationalAttention(64, 4, total_heads=8, **options), torch.empty(2, 4, n, 8, device=device)
-    assert RULE(m, q, q, symbols).__name__ == form
-
-
-@pytest.mark.parametrize("R, p", [(2, 4), (7, 40), (3, 300), (64, 16)])
-def test_the_forms_agree_for_any_number_and_width_of_relations(R, p):
-    """R p from 8 to 1,024 features: the fast form cuts them into slices of at most 256, within a relation or not."""
-    torch.manual_seed(0)
-    m = RelationalAttention(D, 4, n_relations=R, rel_proj_dim=p, n_kv_heads=2).double()
-    x, mask, results = torch.randn(B, T, D, dtype=torch.float64, requires_grad=True), make_mask("any"), []
-    for form in (m.literal, m.fast, m.blocked):
-        m.choose_form = lambda *shapes, form=form: form
-        out = m(x, x, causal=True, mask=mask)
-        results.append([out, *torch.autograd.grad(out.square().sum(), [x, *m.parameters()])])
-    for other in results[1:]:
-        for ours, definition in zip(other, results[0]):
-            torch.testing.assert_close(ours, definition, rtol=1e-10, atol=1e-10)
-
-
-def test_weights_and_relations_rebuild_the_output():
-    """W_o(sum_j alpha_ij (r_ij W_r + s_j W_s)) from what need_weights returns."""
-    m, x = RelationalAttention(D, 4).double(), torch.randn(B, T, D, dtype=torch.float64)
-    s = torch.randn(B, T, D, dtype=torch.float64)
-    out, alpha, r = m(x, s, causal=True, need_weights=True)
-    messages = torch.einsum("brij,hrd->bhijd", r, m.W_r) + m.W_s(s).unflatten(-1, (4, -1)).transpose(1, 2)[:, :, None]
-    a = torch.einsum("bhij,bhijd->bihd", alpha, messages).flatten(2)
-    torch.testing.assert_close(out, m.W_o(a), rtol=0, atol=1e-12)
-    torch.testing.assert_close(m(x, s, causal=True), out, rtol=0, atol=1e-12)
-
-
-def test_symbols_must_be_as_many_as_tokens():
-    m, x = RelationalAttention(D, 4), torch.randn(B, T, D)
-    for n in (1, T + 1):
+@pytest.mark.parametrize("Heads", [RelationalAttention, RelationalCrossAttention])
+@pytest.mark.parametrize("n", [1, T - 1, T + 1])
+def test_there_must_be_as_many_symbols_as_tokens(n, Heads):
+    """One symbol would otherwise be broadcast to all tokens."""
+    m, x = Heads(D, 4), torch.randn(B, T, D)
+    for symbols in (torch.randn(n, D), torch.randn(B, n, D)):
         with pytest.raises(ValueError, match=f"{n} symbols for {T} tokens"):
-            m(x, torch.randn(n, D))
-
-
-@pytest.mark.parametrize("form", ["fast", "blocked"])
-def test_bfloat16_is_about_as_exact_as_in_self_attention(form):
-    """Error against float64, over 512 tokens, at most 1.5 times that of sensory heads of the same width."""
-    torch.manual_seed(0)
-    x, errors = torch.randn(8, 64, 64), {}
-    for name, m in (("sensory", Attention(64, 4)), (form, RelationalAttention(64, 4))):
-        m.choose_form = lambda *shapes, m=m: getattr(m, form)
-        inputs = (x,) if name == "sensory" else (x, x)
-        exact = m.double()(*(i.double() for i in inputs))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            rough = m.float()(*inputs)
-        errors[name] = ((rough.double() - exact).square().mean() / exact.square().mean()).sqrt().item()
-    assert errors[form] < 1.5 * errors["sensory"]
+            m(x, symbols)

@@ -1,6 +1,7 @@
-"""The vision Transformer: patches are patches, positions are positions, the head reads what its name says."""
+"""The vision Transformer: how images are cut into patches, what a position is, and what the classifier reads."""
 import pytest
 import torch
+from helpers import SYMBOLS
 
 from model import TransformerConfig, VisionTransformer, patchify
 
@@ -18,7 +19,7 @@ def images(n=2, channels=3):
     return torch.rand(n, channels, SIZE, SIZE, dtype=torch.double, generator=torch.Generator().manual_seed(1))
 
 
-def test_patches_are_cut_row_by_row_with_colours_last():
+def test_patches_go_row_by_row_with_channels_last():
     x = images()
     for b, patches in enumerate(patchify(x, PATCH)):
         for number, patch in enumerate(patches):
@@ -29,20 +30,20 @@ def test_patches_are_cut_row_by_row_with_colours_last():
 
 
 @pytest.mark.parametrize("size, patch, channels", [(12, 4, 3), (12, 3, 1), (8, 8, 3), (6, 1, 2)])
-def test_patches_put_back_where_they_were_cut_out_give_the_images(size, patch, channels):
+def test_patches_put_together_again_give_the_image(size, patch, channels):
     x = torch.rand(2, channels, size, size)
     back, n = torch.full_like(x, float("nan")), size // patch
     for b, patches in enumerate(patchify(x, patch)):
         assert patches.shape == (n * n, patch * patch * channels)
         for number, pixels in enumerate(patches):
             top, left = number // n * patch, number % n * patch
-            for place, value in enumerate(pixels):
-                i, j, c = place // (patch * channels), place // channels % patch, place % channels
+            for index, value in enumerate(pixels):
+                i, j, c = index // (patch * channels), index // channels % patch, index % channels
                 back[b, c, top + i, left + j] = value
     assert torch.equal(back, x)
 
 
-def swap_patches(x, order):
+def reorder_patches(x, order):
     """Images whose patch k is patch order[k] of x."""
     out, n = x.clone(), SIZE // PATCH
     for new, old in enumerate(order.tolist()):
@@ -54,27 +55,27 @@ def swap_patches(x, order):
 
 @pytest.mark.parametrize("n_ra", [0, 2, 4])
 @pytest.mark.parametrize("pool", ["mean", "mean_cls", "cls"])
-def test_patches_moved_together_with_their_positions_and_symbols_change_nothing(pool, n_ra):
+def test_patches_reordered_together_with_their_positions_and_symbols_give_the_same_logits(pool, n_ra):
     order = torch.tensor([3, 1, 8, 0, 5, 2, 7, 6, 4])
     model, x = make(pool, n_ra=n_ra), images()
     before = model(x)[0]
-    moved = model(swap_patches(x, order))[0]
-    assert (moved - before).abs().max() > 1e-3                          # the place matters ...
+    moved = model(reorder_patches(x, order))[0]
+    assert (moved - before).abs().max() > 1e-3                          # position matters ...
     rows = order if pool == "mean" else torch.cat([torch.zeros(1, dtype=torch.long), order + 1])
     with torch.no_grad():
         model.stack.positions.weight.copy_(model.stack.positions.weight[rows].clone())
         for symbols in model.stack.symbols:
             symbols.library.copy_(symbols.library[rows].clone())
-    again = model(swap_patches(x, order))[0]
-    torch.testing.assert_close(again, before, rtol=0, atol=1e-12)       # ... and nothing else
+    again = model(reorder_patches(x, order))[0]
+    torch.testing.assert_close(again, before, rtol=0, atol=1e-12)       # ... and nothing else does
 
 
 @pytest.mark.parametrize("pool", ["mean", "mean_cls", "cls"])
-def test_the_head_reads_what_pool_says(pool):
-    model, seen = make(pool), {}
-    model.stack.register_forward_hook(lambda module, args, out: seen.update(x=out))
+def test_the_classifier_reads_the_class_token_or_the_mean_as_pool_says(pool):
+    model, states = make(pool), {}
+    model.stack.register_forward_hook(lambda module, args, out: states.update(x=out))
     logits = model(images())[0]
-    x = seen["x"]
+    x = states["x"]
     assert x.shape == (2, 9 if pool == "mean" else 10, 16)
     pooled = x[:, 0] if pool == "cls" else x.sum(1) / x.size(1)         # and only then normalised
     centred = pooled - pooled.sum(-1, keepdim=True) / 16
@@ -84,21 +85,20 @@ def test_the_head_reads_what_pool_says(pool):
 
 
 def test_the_class_token_is_the_first_and_the_same_for_all_images():
-    model, seen = make("cls"), {}
-    model.stack.register_forward_pre_hook(lambda module, args: seen.update(x=args[0]))
+    model, states = make("cls"), {}
+    model.stack.register_forward_pre_hook(lambda module, args: states.update(x=args[0]))
     model(images())
-    assert torch.equal(seen["x"][:, 0], model.cls.expand(2, -1))
-    torch.testing.assert_close(seen["x"][:, 1:], model.embedding(patchify(images(), PATCH)))
+    assert torch.equal(states["x"][:, 0], model.cls.expand(2, -1))
+    torch.testing.assert_close(states["x"][:, 1:], model.embedding(patchify(images(), PATCH)))
 
 
-@pytest.mark.parametrize("symbols", ["positional", "relative", "symbolic"])
+@pytest.mark.parametrize("symbols", SYMBOLS)
 @pytest.mark.parametrize("n_ra", [0, 2, 4])
-def test_any_symbols_serve_and_every_parameter_learns(symbols, n_ra):
+def test_every_parameter_gets_a_gradient(symbols, n_ra):
     model = make("mean_cls", symbols=symbols, n_ra=n_ra, n_symbols=5, symbol_heads=2)
     _, loss = model(images(), torch.tensor([0, 2]))
     loss.backward()
-    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
-    assert idle == []
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 def test_the_loss_is_the_mean_cross_entropy():
@@ -122,23 +122,23 @@ def test_eight_random_images_can_be_memorised(n_ra):
     assert loss.item() < 0.05
 
 
-def test_without_a_final_norm_the_head_reads_what_was_pooled():
-    model, seen = make(final_norm=False), {}
+def test_without_a_final_norm_the_classifier_reads_the_pooled_tokens():
+    model, states = make(final_norm=False), {}
     assert not [name for name, _ in model.named_parameters() if "norm" in name and "blocks" not in name]
-    model.stack.blocks[-1].register_forward_hook(lambda module, args, out: seen.update(x=out))
+    model.stack.blocks[-1].register_forward_hook(lambda module, args, out: states.update(x=out))
     logits = model(images())[0]
-    torch.testing.assert_close(logits, model.head(seen["x"].sum(1) / 9))
+    torch.testing.assert_close(logits, model.head(states["x"].sum(1) / 9))
 
 
 @pytest.mark.parametrize("changes, words", [(dict(patch_size=5), "image_size=12 is not a multiple of patch_size=5"),
                                             (dict(pool="max"), "pool='max': choose from cls, mean, mean_cls")])
-def test_what_cannot_be_built_is_a_clear_error(changes, words):
+def test_sizes_that_do_not_fit_raise_an_error_that_names_them(changes, words):
     with pytest.raises(ValueError, match=words):
         VisionTransformer(TransformerConfig(position="learned"), n_classes=2,
                           **{**dict(image_size=SIZE, patch_size=PATCH), **changes})
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 12, 16), (2, 1, 12, 12), (2, 3, 16, 16)])
-def test_images_of_another_shape_are_a_clear_error(shape):
+def test_images_of_another_shape_raise_an_error(shape):
     with pytest.raises(ValueError, match=r"the model was made for \(3, 12, 12\)"):
         make()(torch.rand(shape, dtype=torch.double))

@@ -157,9 +157,9 @@ def test_resume_after_a_crash_equals_an_uninterrupted_run(dies_at, train, whole,
 # ---- what is not finite ----------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def spoiled(at_step, monkeypatch):
-    """A function: from now on this quantity is multiplied by `value` at this step, and the step is not saved yet."""
-    def spoil(what, at, value):
+def not_finite(at_step, monkeypatch):
+    """A function: at one step "train_loss", "val_loss" or "gradient norm" is multiplied by a value (NaN, infinity)."""
+    def multiply(what, at, value):
         now, cross_entropy, clip = [0], torch.nn.functional.cross_entropy, torch.nn.utils.clip_grad_norm_
         at_step(lambda step: now.__setitem__(0, step))
 
@@ -169,16 +169,16 @@ def spoiled(at_step, monkeypatch):
         monkeypatch.setattr(torch.nn.functional, "cross_entropy", loss)
         monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: clip(*args) * (
             value if now[0] == at and what == "gradient norm" else 1))
-    return spoil
+    return multiply
 
 
 @pytest.mark.parametrize("what, at, value", [
     ("train_loss", 7, "nan"), ("train_loss", 7, "inf"), ("train_loss", 9, "nan"), ("gradient norm", 7, "inf"),
     ("gradient norm", 10, "nan"), ("val_loss", 10, "nan"), ("val_loss", 10, "inf")])
 def test_what_is_not_finite_ends_the_script_with_one_line_and_the_last_good_checkpoint_stays(
-        what, at, value, train, spoiled, tmp_path, capsys):
+        what, at, value, train, not_finite, tmp_path, capsys):
     """Losses are read at the next row, here of step 8, or the next checkpoint, of step 10."""
-    spoiled(what, at, float(value))
+    not_finite(what, at, float(value))
     with pytest.raises(SystemExit) as stop:
         train(tmp_path)
     folder, error = folder_in(tmp_path), capsys.readouterr().err
@@ -192,8 +192,8 @@ def test_what_is_not_finite_ends_the_script_with_one_line_and_the_last_good_chec
     assert '"finished": false' in (folder / "config.json").read_text()
 
 
-def test_ctrl_c_after_a_loss_that_is_not_finite_saves_nothing(train, spoiled, at_step, ctrl_c, tmp_path, capsys):
-    spoiled("train_loss", 6, float("nan"))
+def test_ctrl_c_after_a_loss_that_is_not_finite_saves_nothing(train, not_finite, at_step, ctrl_c, tmp_path, capsys):
+    not_finite("train_loss", 6, float("nan"))
     at_step(lambda step: ctrl_c() if step == 7 else None)
     with pytest.raises(SystemExit) as stop:
         train(tmp_path)

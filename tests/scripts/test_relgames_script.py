@@ -279,6 +279,15 @@ def test_a_run_that_another_process_trains_is_left_to_it(here, tmp_path, capsys)
     assert here() == 1 and scores(tmp_path / "out") == finished
 
 
+def test_a_run_that_another_command_has_finished_meanwhile_is_not_made_again(here, tmp_path, monkeypatch):
+    here("--baseline=False")
+    before, reusable = records(tmp_path / "out"), Run.reusable
+    answers = [False]                                                  # it is not finished when this command starts
+    monkeypatch.setattr(Run, "reusable", lambda run, quiet: answers.pop() if answers else reusable(run, quiet))
+    assert here("--baseline=False") == 1 and records(tmp_path / "out") == before
+    assert not list((tmp_path / "out").glob("*.old"))
+
+
 def test_runs_of_other_code_stay_out_of_the_figure_and_that_is_said(here, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(toolbox.run, "code_hash", lambda cfg: "other")
