@@ -114,8 +114,8 @@ class RelationalAttention(nn.Module):
         (B, G, S, d_h), dropout = k.shape, self.dropout if self.training else 0.0
         k_rel = merge_heads(k_rel)[:, None].expand(B, G, S, -1)                    # (B, G, S, R p), for all heads
         parts = []
-        for part in k_rel.split(256, dim=-1):                                      # fused kernels: at most 256 features,
-            width = max(part.size(-1), d_h)                                        # as many in v as in q and k: pad by 0
+        for part in k_rel.split(256, dim=-1):                                     # fused kernels: at most 256 features,
+            width = max(part.size(-1), d_h)                                       # as many in v as in q and k: pad by 0
             q_, k_, v = (F.pad(x, (0, width - x.size(-1))) for x in (q, k, part))
             summed = attend(q_, k_, v, causal=causal, mask=mask, dropout=dropout, scale=d_h ** -0.5)
             parts.append(summed[..., :part.size(-1)])

@@ -156,7 +156,7 @@ def stop_on_signal():
         received.append(signum)
         signal.signal(signum, previous[signum])
         if distributed.RANK == 0:
-            os.write(2, b"\nfinishing this step, then saving; once more stops at once\n")    # print may not be re-entered
+            os.write(2, b"\nfinishing this step, then saving; once more stops at once\n")
     previous = {}
     for s in (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ():
         if signal.getsignal(s) not in (signal.SIG_IGN, None):          # a background job ignores Ctrl-C: leave it so
