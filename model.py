@@ -146,7 +146,7 @@ class DualAttention(nn.Module):
             groups.append(self.sensory(x, causal=causal, mask=mask, rope=rope, cache=cache))
         if self.relational is not None:                              # a W_o: (B, T, n_ra * d_h)
             groups.append(self.relational(x, symbols, causal=causal, mask=mask, rope=rope, cache=cache))
-        return torch.cat(groups, -1)
+        return groups[0] if len(groups) == 1 else torch.cat(groups, -1)
 
 
 class MLP(nn.Module):
