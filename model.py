@@ -248,11 +248,11 @@ class Stack(nn.Module):
         else:                                                        # scaled as in Vaswani et al., Section 3.4
             x = x * cfg.d_model ** 0.5 + sinusoids(positions, cfg.d_model).type_as(x)
         x = self.dropout(x)
-        for i, block in enumerate(self.blocks):
+        for i, module in enumerate(self.blocks):
             symbols = None
             if cfg.n_ra:                                             # read off the residual stream, before the norm
                 symbols = self.symbols[0 if cfg.shared_symbols else i](x, start)
-            block = partial(block, causal=causal, mask=mask, rope=rope, **cross)
+            block = partial(module, causal=causal, mask=mask, rope=rope, **cross)
             if cfg.recompute and self.training:                      # keep a block's input only
                 x = checkpoint(block, x, symbols, use_reentrant=False)
             else:

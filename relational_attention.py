@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attention import (Attention, attend, attention_mask, attention_weights, head_width, merge_heads, split_heads)
+from attention import Attention, attend, attention_mask, attention_weights, head_width, merge_heads, split_heads
 from extras.blocked import attend_in_blocks
 from symbols import PositionRelativeSymbols, project_symbols, sum_symbols
 
@@ -75,7 +75,7 @@ class RelationalAttention(nn.Module):
         k_rel = q_rel if self.symmetric else split_heads(self.W_k_rel(x), self.n_relations)    # (B, R, S, p)
         if cache is not None:
             k, k_rel = cache.append("k_attn", k), cache.append("k_rel", k_rel)
-        s = project_symbols(symbols, self.W_s, self.n_kv_heads, x.size(1), cache)  # s_j W_s: (B or 1, G, S, d_h)
+        s = project_symbols(symbols, self.W_s, self.n_kv_heads, x.size(1), cache)  # s_j W_s in heads: see symbols.py
 
         form = self.literal if need_weights else self.choose_form(q, k, symbols)
         a = form(q, k, q_rel, k_rel, s, causal=causal, mask=mask, relative=isinstance(symbols, PositionRelativeSymbols))
@@ -102,15 +102,18 @@ class RelationalAttention(nn.Module):
             raise ValueError("relations are shared by all heads: softmax relations need one mask for all heads")
         return r.softmax(-1) if allowed is None else r.masked_fill(~allowed, torch.finfo(r.dtype).min).softmax(-1)
 
-    def fast(self, q, k, q_rel, k_rel, s, *, causal, mask, relative=False):
+    def fast(self, q, k, q_rel, k_rel, s, *, causal, mask, relative):
         """The same a, by an identity. The sum over j is linear in r_ij, and q_rel_i does not depend on j:
 
             sum_j alpha_ij <q_rel_i[l], k_rel_j[l]>   =   < q_rel_i[l],  sum_j alpha_ij k_rel_j[l] >
 
         So relational attention is ordinary attention whose values are the relation keys k_rel_j and symbols s_j W_s,
         followed by a product with the receiver's relation queries. With fused kernels memory is linear in n (but a mask
-        together with causal is a T x S tensor). Not for relative symbols.
+        together with causal is a T x S tensor). Raises ValueError for relative symbols: they are not values of j alone.
+        With dropout each slice draws its own mask: the same mean as the other forms, not the same distribution.
         """
+        if relative:
+            raise ValueError("relative symbols depend on the receiver, too: take the literal or the blocked form")
         (B, G, S, d_h), dropout = k.shape, self.dropout if self.training else 0.0
         k_rel = merge_heads(k_rel)[:, None].expand(B, G, S, -1)                    # (B, G, S, R p), for all heads
         parts = []
@@ -154,7 +157,7 @@ class RelationalCrossAttention(Attention):
         k = split_heads(self.W_k(x), self.n_kv_heads, rope)                        # (B, G, S, d_h)
         if cache is not None:
             k = cache.append("k_attn", k)
-        s = project_symbols(symbols, self.W_v, self.n_kv_heads, x.size(1), cache)  # s_j W_s: (B or 1, G, S, d_h)
+        s = project_symbols(symbols, self.W_v, self.n_kv_heads, x.size(1), cache)  # s_j W_s in heads: see symbols.py
         if isinstance(symbols, PositionRelativeSymbols):                           # these depend on i, too
             alpha = attention_weights(q, k, causal=causal, mask=mask)              # (B, H, T, S)
             a = sum_symbols(F.dropout(alpha, self.dropout, self.training), s, relative=True)

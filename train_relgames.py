@@ -158,8 +158,8 @@ def main(argv=None):
         for cfg in configs:
             files = games.fingerprints(cfg.task, cfg.sprites, data=cfg.data, test_data=cfg.test_data,
                                        data_dir=cfg.data_dir)
-            # the files tell runs apart, and not the path to them
             max_steps = cfg.epochs * steps_per_epoch(cfg)
+            # data is identified by the checksums of its files, not by its path
             runs.append(Run(replace(cfg, data=Path(cfg.data).name), {"files": files, "dtype": str(dtype)},
                             unit="images", per_step=min(cfg.batch_size, cfg.train_size),
                             max_steps=min(max_steps, cfg.max_steps or max_steps)))

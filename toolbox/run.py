@@ -191,7 +191,6 @@ class Run:
         if any(record[name] != self.record[name] for name in ("code", "torch")):
             print(f"{self.folder}: the code has changed since this run began; it will not count as reusable")
             self.record["code"] = "changed during the run"
-        load_weights(model, state["model"], path)
         self.load_state(state, model, optimizer)
         with open(self.folder / "log.csv", newline="", encoding="utf-8") as f:
             rows = [row for row in csv.DictReader(f) if row["seconds"]]            # a kill may have cut the last one
@@ -199,7 +198,7 @@ class Run:
         print(f"{self.folder}: resuming after step {self.step}")
 
     def load_state(self, state, model, optimizer):
-        model.load_state_dict(state["model"])
+        load_weights(model, state["model"], self.folder / "last.pt")
         optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.seconds, self.read, self.row = (
             state[name] for name in ("step", "best", "seconds", "losses", "row"))

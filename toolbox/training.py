@@ -68,10 +68,10 @@ def with_baselines(configs, make_model):
     runs = []
     for cfg in configs:
         defaults = {f.name: f.default for f in fields(cfg) if f.name in RELATIONAL}  # one baseline for all kinds of DAT
-        twin = replace(cfg, n_ra=0, **defaults)
+        transformer = replace(cfg, n_ra=0, **defaults)
         if cfg.n_ra and cfg.match_params:
-            twin = match_parameters(twin, count_parameters(make_model, cfg), make_model)
-        pair = [twin] if cfg.n_ra == 0 else [cfg, twin] if cfg.baseline else [cfg]
+            transformer = match_parameters(transformer, count_parameters(make_model, cfg), make_model)
+        pair = [transformer] if cfg.n_ra == 0 else [cfg, transformer] if cfg.baseline else [cfg]
         runs += [run for run in pair if run not in runs]
     for cfg in runs:
         count_parameters(make_model, cfg)

@@ -20,8 +20,9 @@ METRICS = {"val_loss": ("validation loss", "nats", False), "char_accuracy": ("ch
            "test_accuracy": ("test accuracy", "", True)}
 LOSS_IS_PER = {"tokens": "token", "problems": "character", "images": "image"}          # by what a run counts
 
-# The paper's language models on TinyStories (Figure 4, Table 1; see results/paper). They differ in COLUMNS, the columns
-# of the file, and agree in THEIRS; an option that a run does not have is at its default.
+# The paper's language models on TinyStories (Figure 4, Table 1; see results/paper), in our shapes: docs/differences.md
+# says where these differ. They vary in COLUMNS, the columns of the file, and agree in THEIRS; an option that a run does
+# not have is at its default.
 PUBLISHED = Path(__file__).parents[2] / "results" / "paper" / "tinystories.csv"
 COLUMNS = ("d_model", "n_layers", "n_heads", "n_ra", "symbols", "symmetric")
 THEIRS = dict(d_ff=None, max_len=512, activation="swiglu", norm="layernorm", norm_first=True, final_norm=True,
@@ -33,10 +34,11 @@ TINYSTORIES_BYTES = 1_943_728_838           # of the whole text: TinyStories-tra
 
 
 def published(run):
-    """Tokens read and validation loss of the paper's model, (2, n); n = 0 if this run trains none of them.
+    """Tokens read and validation loss of the paper's model, (2, n); n = 0 if this run corresponds to none of them.
 
-    It does if every option of its model is theirs and its text is the whole of TinyStories in GPT-2's tokens. (Their
-    tokens are Llama's, so losses per token compare roughly only.) Of most models the last loss alone is known: n = 1.
+    It does if its options are those of our preset and its text is the whole of TinyStories in GPT-2's tokens.
+    (Their tokens are Llama's, and some widths differ, so losses compare roughly only.) Of most models the last loss
+    alone is known: n = 1.
     """
     o, facts = run["options"], run["facts"]
     fixed = {name: value for name, value in THEIRS.items() if o["n_ra"] or name not in RELATIONAL}

@@ -187,8 +187,8 @@ def difference(groups, label, key, sprites):
         if one.low is None:
             texts[other] = f"{one.mean:+.3f} ({one.n} seed{'s' * (one.n > 1)})"
         else:
-            nothing = ": no difference" if one.verdict(label, other) == "no difference" else ""
-            texts[other] = f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]{nothing}"
+            verdict = ": no difference" if one.low <= 0 <= one.high else ""
+            texts[other] = f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]{verdict}"
     if len(texts) == 1:
         return next(iter(texts.values()))
     return "; ".join(f"to {other}: {text}" for other, text in texts.items())
