@@ -88,10 +88,25 @@ def attend(q, k, v, *, causal=False, mask=None, dropout=0.0, scale=None):
 
     scale: of the scores; default 1 / sqrt(width of q).
     """
-    is_causal = causal and mask is None and q.size(-2) == k.size(-2)   # then the kernel applies the causal mask itself
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=None if is_causal else attention_mask(q, k, causal, mask), is_causal=is_causal,
-        dropout_p=dropout, scale=scale, enable_gqa=q.size(1) != k.size(1))
+    scale, width = scale or q.size(-1) ** -0.5, max(q.size(-1), v.size(-1))
+    if causal and mask is None and q.size(-2) == k.size(-2):           # the kernel applies the causal mask itself
+        masks = dict(is_causal=True)
+    else:
+        masks = dict(attn_mask=attention_mask(q, k, causal, mask))
+    return F.scaled_dot_product_attention(*(widen(x, width) for x in (q, k, v)), dropout_p=dropout, scale=scale,
+                                          enable_gqa=bool(q.size(1) != k.size(1)), **masks)[..., :v.size(-1)]
+
+
+def widen(x, width):
+    """Zeros as further features of x, which change no product: fused kernels need q, k and v of one width."""
+    return x if x.size(-1) == width else F.pad(x, (0, width - x.size(-1)))
+
+
+def as_in_autocast(x):
+    """x in the precision of matrix products under autocast: one cast here saves one in each projection of x."""
+    if x.dtype != torch.float32 or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 class Cache:

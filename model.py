@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from attention import Attention, Cache, rope_table, sinusoids
+from attention import Attention, Cache, as_in_autocast, rope_table, sinusoids
 from generation import stream
 from relational_attention import REL_ACTIVATIONS, RelationalAttention, RelationalCrossAttention
 from symbols import make_symbols
@@ -141,7 +141,7 @@ class DualAttention(nn.Module):
 
     def forward(self, x, symbols=None, *, causal=False, mask=None, rope=None, cache=None):
         """x (B, T, d_model), symbols as in RelationalAttention -> (B, T, d_model)."""
-        groups = []
+        x, groups = as_in_autocast(x), []
         if self.sensory is not None:                                 # e W_o: (B, T, n_sa * d_h)
             groups.append(self.sensory(x, causal=causal, mask=mask, rope=rope, cache=cache))
         if self.relational is not None:                              # a W_o: (B, T, n_ra * d_h)
@@ -361,7 +361,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"images of shape {tuple(images.shape[1:])}, but the model was made for {self.shape}")
         x = self.embedding(patchify(images, self.patch_size))                      # (B, patches, d_model)
         if self.cls is not None:
-            x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)              # (B, 1 + patches, d_model)
+            x = torch.cat([self.cls.expand(x.size(0), 1, -1), x], dim=1)              # (B, 1 + patches, d_model)
         x = self.stack(x)
         x = x[:, 0] if self.pool == "cls" else x.mean(1)                           # (B, d_model)
         logits = self.head(self.norm(x))                                           # (B, n_classes)

@@ -14,17 +14,22 @@ paper: divides by neither square root; here: by both, as in the authors' code, o
 `RelationalAttention.literal` is this equation. Two other forms compute the same sum without a tensor of n x n
 relations; `choose_form` says which one is used. Shapes as in attention.py; R relations of width p = rel_proj_dim.
 """
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attention import Attention, attend, attention_mask, attention_weights, head_width, merge_heads, split_heads
+from attention import (Attention, attend, attention_mask, attention_weights, head_width, merge_heads, split_heads,
+                       widen)
 from extras.blocked import attend_in_blocks
 from symbols import PositionRelativeSymbols, project_symbols, sum_symbols
 
 REL_ACTIVATIONS = {"identity": lambda r: r, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
                    "gelu": F.gelu, "gelu_tanh": lambda r: F.gelu(r, approximate="tanh"), "silu": F.silu,
                    "softmax": None}                                    # softmax: see RelationalAttention.relations
+
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # PyTorch 2.7 or later
 
 
 class RelationalAttention(nn.Module):
@@ -77,7 +82,7 @@ class RelationalAttention(nn.Module):
             k, k_rel = cache.append("k_attn", k), cache.append("k_rel", k_rel)
         s = project_symbols(symbols, self.W_s, self.n_kv_heads, x.size(1), cache)  # s_j W_s in heads: see symbols.py
 
-        form = self.literal if need_weights else self.choose_form(q, k, symbols)
+        form = self.literal if need_weights else self.choose_form(q, k)
         a = form(q, k, q_rel, k_rel, s, causal=causal, mask=mask, relative=isinstance(symbols, PositionRelativeSymbols))
         out = self.W_o(merge_heads(a))                                             # (B, T, H d_h)
         if not need_weights:
@@ -109,24 +114,38 @@ class RelationalAttention(nn.Module):
 
         So relational attention is ordinary attention whose values are the relation keys k_rel_j and symbols s_j W_s,
         followed by a product with the receiver's relation queries. With fused kernels memory is linear in n (but a mask
-        together with causal is a T x S tensor). Raises ValueError for relative symbols: they are not values of j alone.
-        With dropout each slice draws its own mask: the same mean as the other forms, not the same distribution.
+        together with causal is a T x S tensor). Relative symbols are not values of j alone: up to 512 tokens
+        (512^2 pairs) alpha is computed for them, beyond that they are summed in query blocks.
+        With dropout each kernel draws its own mask: the same mean as the other forms, not the same distribution.
         """
-        if relative:
-            raise ValueError("relative symbols depend on the receiver, too: take the literal or the blocked form")
-        (B, G, S, d_h), dropout = k.shape, self.dropout if self.training else 0.0
-        k_rel = merge_heads(k_rel)[:, None].expand(B, G, S, -1)                    # (B, G, S, R p), for all heads
-        parts = []
-        for part in k_rel.split(256, dim=-1):                                     # fused kernels: at most 256 features,
-            width = max(part.size(-1), d_h)                                       # as many in v as in q and k: pad by 0
-            q_, k_, v = (F.pad(x, (0, width - x.size(-1))) for x in (q, k, part))
-            summed = attend(q_, k_, v, causal=causal, mask=mask, dropout=dropout, scale=d_h ** -0.5)
-            parts.append(summed[..., :part.size(-1)])
-        summed = torch.cat(parts, -1).unflatten(-1, (self.n_relations, -1))        # (B, H, T, R, p)
-        queries = q_rel.transpose(1, 2)[:, None] / self.rel_proj_dim ** 0.5        # (B, 1, T, R, p)
-        m = (queries * summed).sum(-1, dtype=torch.promote_types(q.dtype, torch.float32))      # sum_j alpha_ij r_ij
-        o = attend(q, k, s.expand(B, G, S, d_h), causal=causal, mask=mask, dropout=dropout)    # sum_j alpha_ij s_j W_s
-        return m.type_as(q) @ self.W_r + o
+        (B, G, S, d_h), (H, T), R, p = k.shape, q.shape[1:3], self.n_relations, self.rel_proj_dim
+        dropout = self.dropout if self.training else 0.0
+        attend_to = partial(attend, causal=causal, mask=mask, dropout=dropout, scale=d_h ** -0.5)
+        c = next(c for c in range(1, p + 1) if p % c == 0 and p // c <= 256)       # a wide relation is a sum of c parts
+        per_slice = 256 // (p // c)                                    # fused kernels take up to 256 features
+
+        if relative and not beyond(512, q, k):
+            unit = torch.eye(S, dtype=q.dtype, device=q.device)        # with unit vectors as values the sum is alpha
+            alpha = attend_to(q, k, unit.expand(B, G, S, S))           # (B, H, T, S)
+            o = sum_symbols(alpha, s, relative)
+
+            def weighted_sum(v):                                       # (B, S, width) -> (B, H, T, width)
+                return (alpha.flatten(1, 2) @ v).unflatten(1, (H, T))
+        else:
+            o = (sum_symbols_in_blocks(q, k, s, causal, mask, dropout) if relative
+                 else attend_to(q, k, s.expand(B, G, S, d_h)))         # sum_j alpha_ij s_j W_s
+            width = max(d_h, min(R * c, per_slice) * p // c)
+            wide_q, wide_k = widen(q, width), widen(k, width)
+
+            def weighted_sum(v):
+                return attend_to(wide_q, wide_k, v[:, None].expand(B, G, S, -1))
+        m, dtype = [], torch.promote_types(q.dtype, torch.float32)
+        queries = merge_heads(q_rel).unflatten(-1, (R * c, p // c))    # (B, T, R c, p/c)
+        for a, b in zip(pieces(queries, per_slice, 2), pieces(merge_heads(k_rel), per_slice * p // c, -1)):
+            summed = weighted_sum(b).unflatten(-1, a.shape[2:])        # sum_j alpha_ij k_rel_j, all or some relations
+            m.append((a[:, None] * summed).sum(-1, dtype=dtype))
+        m = torch.cat(m, -1).unflatten(-1, (R, c)).sum(-1) * p ** -0.5             # (B, H, T, R): sum_j alpha_ij r_ij
+        return m.type_as(o) @ self.W_r + o
 
     def blocked(self, q, k, q_rel, k_rel, s, *, causal, mask, relative):
         """The same a, one block of queries at a time, so that no n x n tensor is stored: see extras/blocked.py."""
@@ -134,14 +153,16 @@ class RelationalAttention(nn.Module):
                                 dropout=self.dropout if self.training else 0.0, relative=relative)
         return m.type_as(q) @ self.W_r + o.type_as(q)                              # m: sum_j alpha_ij r_ij
 
-    def choose_form(self, q, k, symbols):
-        """Literal up to 128 tokens (128^2 pairs); beyond, blocked on a CPU or for relative symbols, else fast.
+    def choose_form(self, q, k):
+        """On a CPU literal up to 128 tokens and blocked beyond; elsewhere fast.
 
         A relation activation needs the literal form at any length.
         """
-        if self.rel_activation != "identity" or q.size(-2) * k.size(-2) <= 128 ** 2:
+        if self.rel_activation != "identity":
             return self.literal
-        return self.blocked if q.device.type == "cpu" or isinstance(symbols, PositionRelativeSymbols) else self.fast
+        if q.device.type != "cpu":
+            return self.fast
+        return self.blocked if beyond(128, q, k) else self.literal
 
 
 class RelationalCrossAttention(Attention):
@@ -158,10 +179,30 @@ class RelationalCrossAttention(Attention):
         if cache is not None:
             k = cache.append("k_attn", k)
         s = project_symbols(symbols, self.W_v, self.n_kv_heads, x.size(1), cache)  # s_j W_s in heads: see symbols.py
-        if isinstance(symbols, PositionRelativeSymbols):                           # these depend on i, too
-            alpha = attention_weights(q, k, causal=causal, mask=mask)              # (B, H, T, S)
-            a = sum_symbols(F.dropout(alpha, self.dropout, self.training), s, relative=True)
+        dropout = self.dropout if self.training else 0.0
+        if not isinstance(symbols, PositionRelativeSymbols):
+            a = attend(q, k, s.expand(k.shape), causal=causal, mask=mask, dropout=dropout)
+        elif beyond(512, q, k):                                                    # these depend on i, too
+            a = sum_symbols_in_blocks(q, k, s, causal, mask, dropout)
         else:
-            a = attend(q, k, s.expand(k.shape), causal=causal, mask=mask,
-                       dropout=self.dropout if self.training else 0.0)
+            alpha = attention_weights(q, k, causal=causal, mask=mask)              # (B, H, T, S)
+            a = sum_symbols(F.dropout(alpha, dropout), s, relative=True)
         return self.W_o(merge_heads(a))                                            # (B, T, H d_h)
+
+
+def beyond(n, q, k):
+    """More than n tokens, or n^2 pairs? Never while a model is exported: one form then serves all lengths."""
+    return not is_exporting() and q.size(-2) * k.size(-2) > n ** 2
+
+
+def sum_symbols_in_blocks(q, k, s, causal, mask, dropout):
+    """sum_j alpha_ij s_{j-i} W_s for long sequences, s by offset -> (B, H, T, d_h); see extras/blocked.py."""
+    none = (x[:, :0].detach() for x in (q, k))                         # no relations
+    o, _ = attend_in_blocks(q, k, s, *none, causal=causal, mask=attention_mask(q, k, False, mask), dropout=dropout,
+                            relative=True)
+    return o.type_as(q)
+
+
+def pieces(x, size, dim):
+    """x cut into pieces of at most `size`; x itself if it is one (a split would cost a copy in the backward pass)."""
+    return [x] if x.size(dim) <= size else x.split(size, dim)

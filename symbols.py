@@ -49,15 +49,16 @@ class PositionRelativeSymbols(nn.Module):
 
     def table(self, T, S):
         """s_o for each offset o = j - i between the last T of S positions and all S of them: (T + S - 1, d_model)."""
-        o = torch.arange(1 - S, T, device=self.library.device)
-        return self.library[o.clamp(-self.max_distance, self.max_distance) + self.max_distance]
+        D = self.max_distance
+        row = torch.arange(D + 1 - S, D + T, device=self.library.device).clamp(0, 2 * D)           # D + o
+        return self.library.index_select(0, row)
 
 
 def sum_by_pair(alpha, s):
     """sum_j alpha_ij s_{j-i}: alpha (B, H, T, S), s (H, T + S - 1, d_h) by offset as in `table` -> (B, H, T, d_h)."""
     T, S = alpha.shape[-2:]
-    i, j = torch.arange(S - T, S, device=s.device)[:, None], torch.arange(S, device=s.device)
-    pairs = s[:, j - i + S - 1]                                        # (H, T, S, d_h)
+    row = torch.arange(T - 1, T + S - 1, device=s.device) - torch.arange(T, device=s.device)[:, None]
+    pairs = s.index_select(1, row.flatten()).unflatten(1, (T, S))      # (H, T, S, d_h)
     return torch.einsum("bhij,hijd->bhid", alpha, pairs)
 
 

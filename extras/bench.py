@@ -142,7 +142,7 @@ def chosen(o, n, device):
     """The name of the form that RelationalAttention chooses for n tokens."""
     m = RelationalAttention(o.d_model, o.n_ra, total_heads=o.n_heads)
     q = torch.empty(o.batch_size, o.n_ra, n, o.d_model // o.n_heads, device=device)
-    return m.choose_form(q, q, None).__name__
+    return m.choose_form(q, q).__name__
 
 
 def cell(row, case):

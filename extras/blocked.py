@@ -34,11 +34,12 @@ d_x_hij = alpha_hij (c_hij d_alpha_hij - D_hi), with the same formula for D. The
 the backward pass draws it again, from a seed that belongs to the block.
 """
 import math
+from typing import Optional, Tuple
 
 import torch
+from torch import Tensor
 
 
-@torch.compiler.disable                        # torch.compile would unroll the loop over blocks, which takes minutes
 def attend_in_blocks(q, k, s, q_rel, k_rel, *, causal=False, mask=None, dropout=0.0, relative=False):
     """-> o (B, H, T, d_h) and m (B, H, T, R) of the definition, in float32, or in float64 if q is.
 
@@ -56,38 +57,50 @@ def attend_in_blocks(q, k, s, q_rel, k_rel, *, causal=False, mask=None, dropout=
     q_rel = q_rel.to(dtype) * p ** -0.5
     k, s, k_rel = (copy_for_heads(x.to(dtype), B, heads) for x, heads in ((k, H), (s, H), (k_rel, R)))
     mask = None if mask is None else mask.expand(B, -1, T, S)          # (B, H or 1, T, S)
-    seed = int(torch.randint(2 ** 62, ())) if dropout else 0
-    o, m = Blocks.apply(q, k, s, q_rel, k_rel, mask, causal, dropout, seed, relative)
+    seed = torch.randint(2 ** 62, ()) if dropout else None
+    o, m, _ = Blocks.apply(q, k, s, q_rel, k_rel, mask, seed, causal, dropout, relative)
     return o, m.transpose(1, 2)
 
 
 def copy_for_heads(x, B, heads):
     """(B or 1, G, S, width) -> (B, heads, S, width), a copy for each sequence and head, with the features first in
     memory, where the matrix products below are fastest."""
-    x = x.mT[:, :, None].expand(B, -1, heads // x.size(1), -1, -1)     # (B, G, heads / G, width, S)
+    # (B, G, heads / G, width, S); there may be no relations at all
+    x = x.mT[:, :, None].expand(B, -1, heads // max(1, x.size(1)), -1, -1)
     return x.flatten(1, 2).contiguous().mT
 
 
-def without_autocast(f):
-    """Runs f without autocast, which would compute in half precision what is float32 here."""
-    def run(ctx, first, *others):
-        with torch.autocast(first.device.type, enabled=False):
-            return f(ctx, first, *others)
-    return run
-
-
 class Blocks(torch.autograd.Function):
-    """The equations above: q (B, H, T, d_h), k and s (B, H, S, d_h), q_rel (B, R, T, p), k_rel (B, R, S, p) ->
-    o (B, H, T, d_h) and m (B, T, H, R).
+    """The two passes below, with q, k, s, q_rel, k_rel, mask, seed, causal, dropout and relative."""
+
+    @staticmethod
+    def forward(*inputs):
+        return forward_in_blocks(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.causal, ctx.dropout, ctx.relative = inputs
+        ctx.save_for_backward(*tensors, *output)
+        ctx.mark_non_differentiable(output[2])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_o, d_m, _):
+        gradients = backward_in_blocks(d_o, d_m, *ctx.saved_tensors, ctx.causal, ctx.dropout, ctx.relative)
+        return *gradients, *[None] * 5
+
+
+def forward_pass(q: Tensor, k: Tensor, s: Tensor, q_rel: Tensor, k_rel: Tensor, mask: Optional[Tensor],
+                 seed: Optional[Tensor], causal: bool, dropout: float, relative: bool
+                 ) -> Tuple[Tensor, Tensor, Tensor]:
+    """The definition: q (B, H, T, d_h), k and s (B, H, S, d_h), q_rel (B, R, T, p), k_rel (B, R, S, p) ->
+    o (B, H, T, d_h), m (B, T, H, R) and L (B, H, T, 1), the logarithm to base 2 of the sum of 2^x.
 
     A block is one sequence b, a slice i of n queries, and the slice j of the e keys that they may attend to.
     """
-
-    @staticmethod
-    @without_autocast
-    def forward(ctx, q, k, s, q_rel, k_rel, mask, causal, dropout, seed, relative):
-        (B, H, T, _), R = q.shape, q_rel.size(1)
-        o, m, L = torch.empty_like(q), q.new_empty(B, T, H, R), q.new_empty(B, H, T, 1)
+    (B, H, T, _), R = q.shape, q_rel.size(1)
+    o, m, L = empty_outputs(q, k, s, q_rel)
+    with torch.autocast(q.device.type, enabled=False):                 # it would compute products in half precision
         workspace = Workspace(q, k, R)
         for b, i, j in each_block(q, k, R, causal):
             x = masked_scores(q, k, b, i, j, causal, mask, workspace)              # (H, n, e)
@@ -95,22 +108,26 @@ class Blocks(torch.autograd.Function):
             alpha = x.sub_(top).exp2_()                                            # the largest is 1
             total = alpha.sum(-1, keepdim=True).clamp_(min=1)                      # 0 before if all are masked
             L[b, :, i] = top + total.log2()
-            weights = drop(alpha, dropout, seed + b * T + i.start, workspace)      # c alpha
+            weights = drop(alpha, dropout, seed, b * T + i.start, workspace)     # c alpha
             w, of = (by_offset(weights, workspace), offsets(i, j, T)) if relative else (weights, j)
             o[b, :, i] = torch.bmm(w, s[b, :, of]) / total
             r = torch.bmm(q_rel[b, :, i], k_rel[b, :, j].mT, out=workspace("r", R, *x.shape[1:]))
             m[b, i] = torch.bmm(weights.transpose(0, 1), r.permute(1, 2, 0)) / total.transpose(0, 1)
-        ctx.save_for_backward(q, k, s, q_rel, k_rel, mask, o, m, L)
-        ctx.options = causal, dropout, seed, relative
-        return o, m
+    return o, m, L
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    @without_autocast
-    def backward(ctx, d_o, d_m):
-        q, k, s, q_rel, k_rel, mask, o, m, L = ctx.saved_tensors
-        causal, dropout, seed, relative = ctx.options
-        (B, H, T, _), R = q.shape, q_rel.size(1)
+
+def empty_outputs(q, k, s, q_rel, *others):
+    """Tensors of the shapes of o, m and L."""
+    (B, H, T, _), R = q.shape, q_rel.size(1)
+    return torch.empty_like(q), q.new_empty(B, T, H, R), q.new_empty(B, H, T, 1)
+
+
+def backward_pass(d_o: Tensor, d_m: Tensor, q: Tensor, k: Tensor, s: Tensor, q_rel: Tensor, k_rel: Tensor,
+                  mask: Optional[Tensor], seed: Optional[Tensor], o: Tensor, m: Tensor, L: Tensor, causal: bool,
+                  dropout: float, relative: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> the derivatives with respect to q, k, s, q_rel and k_rel."""
+    (B, H, T, _), R = q.shape, q_rel.size(1)
+    with torch.autocast(q.device.type, enabled=False):
         d_m = d_m.contiguous()                                                     # or small products get slow
         D = (d_o * o).sum(-1, keepdim=True) + (d_m * m).sum(-1).mT[..., None]      # (B, H, T, 1)
         d_q, d_q_rel = torch.empty_like(q), torch.empty_like(q_rel)
@@ -120,7 +137,7 @@ class Blocks(torch.autograd.Function):
             x = masked_scores(q, k, b, i, j, causal, mask, workspace)
             n, e = x.shape[1:]
             alpha = x.sub_(L[b, :, i]).exp2_()                                     # (H, n, e)
-            weights = drop(alpha, dropout, seed + b * T + i.start, workspace)      # c alpha, the same c again
+            weights = drop(alpha, dropout, seed, b * T + i.start, workspace)     # c alpha, the same c again
             w, of = (by_offset(weights, workspace), offsets(i, j, T)) if relative else (weights, j)
             d_s[b, :, :, of].add_(torch.bmm(d_o[b, :, i].mT, w))
             d_alpha = torch.bmm(d_o[b, :, i], s[b, :, of].mT, out=workspace("d_alpha", *w.shape))
@@ -135,7 +152,20 @@ class Blocks(torch.autograd.Function):
             d_q[b, :, i] = torch.bmm(d_x, k[b, :, j])
             d_k[b, :, :, j].add_(torch.bmm(q[b, :, i].mT, d_x))
         d_q, d_k = d_q * math.log(2), d_k * math.log(2)                            # 2^x has the derivative 2^x log 2
-        return d_q, d_k.mT, d_s.mT, d_q_rel, d_k_rel.mT, None, None, None, None, None
+    return d_q, d_k.mT, d_s.mT, d_q_rel, d_k_rel.mT
+
+
+def empty_gradients(d_o, d_m, *inputs):
+    """Tensors of the shapes of the derivatives."""
+    return tuple(torch.empty_like(x) for x in inputs[:5])
+
+
+# As operators of PyTorch both passes are taken as a whole by torch.compile, torch.export and tracing, which would unroll
+# a plain loop over blocks for the one length that they see. They infer the shapes by the functions that are registered.
+forward_in_blocks = torch.library.custom_op("dual_attention::forward_in_blocks", forward_pass, mutates_args=())
+backward_in_blocks = torch.library.custom_op("dual_attention::backward_in_blocks", backward_pass, mutates_args=())
+forward_in_blocks.register_fake(empty_outputs)
+backward_in_blocks.register_fake(empty_gradients)
 
 
 def queries_per_block(H, R, T, S, device):
@@ -189,11 +219,12 @@ def masked_scores(q, k, b, i, j, causal, mask, workspace):
     return x if mask is None else x.masked_fill_(~mask[b, :, i, j], -math.inf)
 
 
-def drop(alpha, dropout, seed, workspace):
-    """c alpha: each weight times 0 or 1 / (1 - dropout), as the seed of its block decides."""
+def drop(alpha, dropout, seed, block, workspace):
+    """c alpha: each weight times 0 or 1 / (1 - dropout), as the seed and the block's number decide."""
     if not dropout:
         return alpha
-    c = workspace("dropout", *alpha.shape).uniform_(generator=torch.Generator(alpha.device).manual_seed(seed))
+    generator = torch.Generator(alpha.device).manual_seed(int(seed) + block)
+    c = workspace("dropout", *alpha.shape).uniform_(generator=generator)
     return c.ge_(dropout).mul_(alpha).mul_(1 / (1 - dropout))
 
 

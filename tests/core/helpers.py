@@ -11,7 +11,7 @@ from symbols import PositionalSymbols, PositionRelativeSymbols, SymbolicAttentio
 
 SYMBOLS, POSITIONS = ["symbolic", "relative", "positional"], ["rope", "learned", "sinusoidal"]
 FORMS = ["literal", "fast", "blocked"]           # relative symbols have no fast form
-FORMS_AND_SYMBOLS = [(form, kind) for form in FORMS for kind in SYMBOLS if (form, kind) != ("fast", "relative")]
+FORMS_AND_SYMBOLS = [(form, kind) for form in FORMS for kind in SYMBOLS]
 SMALL = dict(vocab_size=13, d_model=16, n_layers=2, n_heads=4, n_ra=2, max_len=12, n_symbols=6, symbol_heads=2)
 VARIANTS = [dict(symbols=s, position=p) for s, p in product(SYMBOLS, POSITIONS)] + [
     dict(n_ra=0), dict(n_ra=4), dict(symmetric=True), dict(n_kv_heads=1), dict(n_relations=4, rel_proj_dim=3),

@@ -9,9 +9,9 @@ import pytest
 import torch
 from helpers import FORMS, FORMS_AND_SYMBOLS, SYMBOLS, exact_rope, rotated, symbol, symbols_of, use
 
+import relational_attention
 from attention import Attention, Cache
 from relational_attention import REL_ACTIVATIONS, RelationalAttention, RelationalCrossAttention
-from symbols import PositionRelativeSymbols
 
 B, T, D = 2, 5, 16
 
@@ -97,7 +97,7 @@ def test_the_fast_and_blocked_forms_equal_the_literal_form(seed):
     m, symbols, x, causal, mask, rope = random_setting(
         seed, T=19, relations=[(2, 4), (5, 7), (4, 64), (7, 40), (3, 100), (64, 16), (1, 300), (1, 1024)])
     table, results = exact_rope(19, m.W_r.size(-1)) if rope else None, {}
-    for form in FORMS if not isinstance(symbols, PositionRelativeSymbols) else ["literal", "blocked"]:
+    for form in FORMS:
         use(form, m)
         results[form] = outputs_and_gradients(lambda s: m(x, s, causal=causal, mask=mask, rope=table), m, symbols, x)
     for form in results:
@@ -123,15 +123,28 @@ def test_a_sequence_continued_from_a_cache_has_the_same_outputs(form, kind, mask
     torch.testing.assert_close(torch.cat(pieces, 1), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("n, device, relative, activation, form", [
-    (128, "cpu", False, "identity", "literal"), (129, "cpu", False, "identity", "blocked"),
-    (128, "meta", False, "identity", "literal"), (129, "meta", False, "identity", "fast"),
-    (129, "meta", True, "identity", "blocked"), (1000, "meta", False, "tanh", "literal")])
-def test_literal_up_to_128_tokens_then_blocked_on_a_cpu_or_for_relative_symbols_else_fast(
-        n, device, relative, activation, form):
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("Heads", [RelationalAttention, RelationalCrossAttention])
+def test_relative_symbols_give_the_same_sum_by_pairs_and_in_query_blocks(Heads, symmetric, monkeypatch):
+    """Beyond 512 tokens the fast form and cross-attention sum relative symbols in query blocks."""
+    torch.manual_seed(0)
+    m = Heads(D, 4, n_kv_heads=2, **dict(symmetric=symmetric) if Heads is RelationalAttention else {}).double()
+    symbols, x = symbols_of("relative", D, 9), torch.randn(B, 9, D, dtype=torch.float64, requires_grad=True)
+    mask, results = torch.arange(9) != torch.tensor([[3], [0]]), []
+    m.choose_form = lambda q, k: m.fast
+    for limit in (512, 5):
+        monkeypatch.setattr(relational_attention, "beyond", lambda n, q, k, limit=limit: q.size(-2) > limit)
+        results.append(outputs_and_gradients(lambda s: m(x, s, causal=True, mask=mask), m, symbols, x))
+    assert_equal(*results)
+
+
+@pytest.mark.parametrize("n, device, activation, form", [
+    (128, "cpu", "identity", "literal"), (129, "cpu", "identity", "blocked"), (128, "meta", "identity", "fast"),
+    (129, "meta", "identity", "fast"), (1000, "meta", "tanh", "literal")])
+def test_literal_up_to_128_tokens_and_blocked_beyond_on_a_cpu_else_fast(n, device, activation, form):
     """The device "meta" stands for any other than a CPU. A relation activation needs the literal form."""
     m, q = RelationalAttention(D, 4, rel_activation=activation), torch.empty(B, 4, n, 4, device=device)
-    assert m.choose_form(q, q, PositionRelativeSymbols(D, 3) if relative else None).__name__ == form
+    assert m.choose_form(q, q).__name__ == form
 
 
 @pytest.mark.parametrize("R, p", [(2, 4), (2, 20), (2, 150)])

@@ -61,7 +61,7 @@ def test_long_sequences_use_flash_attention(Heads):
     m, x = Heads(512, 4, total_heads=16).to(GPU), torch.randn(2, 1024, 512, device=GPU, requires_grad=True)
     if Heads is RelationalAttention:
         q = torch.empty(2, 4, 1024, 32, device=GPU)
-        assert m.choose_form(q, q, None) == m.fast
+        assert m.choose_form(q, q) == m.fast
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.autocast(GPU, torch.bfloat16):
         m(x, *[x] * (Heads is RelationalAttention), causal=True).sum().backward()
     assert x.grad.isfinite().all()
