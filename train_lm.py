@@ -39,8 +39,6 @@ class Config(training.TrainingOptions, TransformerConfig):
     micro_batch: int | None = None          # sequences per forward pass and process; default: no splitting
     eval_every: int = 100                   # steps between validations, each with a checkpoint
     eval_windows: int | None = 300          # validation sequences, always the same, spread evenly; None: the whole text
-    # running
-    compile: bool = False                   # torch.compile: faster steps after a slow start
 
     def __post_init__(self):
         super().__post_init__()
@@ -69,7 +67,7 @@ def train(cfg, run, corpus, device, dtype, stop_requested):
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"\n{run.folder}: {cfg.n_sa} sensory + {cfg.n_ra} relational heads, "
           f"{run.record['n_parameters']:,} parameters, {trained:,} of them trained")
-    forward = torch.compile(model) if cfg.compile else model
+    forward = training.compiled(model, device, not cfg.micro_batch) if cfg.compile else model
     starts = tokens.fixed_starts(len(corpus.val), cfg.max_len, cfg.eval_windows)
 
     if run.step == 0:
@@ -86,7 +84,7 @@ def train(cfg, run, corpus, device, dtype, stop_requested):
         for part in mine.split(cfg.micro_batch or cfg.share):
             x, y = corpus.train.windows(part, cfg.max_len)            # (B, T) each
             with training.autocast(device, dtype):
-                _, loss = forward(x.to(device), y.to(device))
+                _, loss = forward(training.to_device(x, device), training.to_device(y, device))
             loss = loss * len(part) / cfg.batch_size                  # its share of the mean over the whole batch
             loss.backward()
             mean_loss = mean_loss + loss.detach()

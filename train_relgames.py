@@ -87,15 +87,16 @@ def train(run, data, device, dtype):
     model = make_model(cfg).to(device)
     optimizer = training.make_optimizer(model, cfg)
     run.begin(model, optimizer, device)
+    forward = training.compiled(model, device, fixed_shapes=True) if cfg.compile else model
 
     for step in range(run.step + 1, cfg.max_steps + 1):
         training.reseed(cfg.seed, step)                               # for dropout
         lr = training.set_learning_rate(optimizer, step, cfg)
         epoch, i = divmod(step - 1, steps_per_epoch(cfg))
         order = np.random.default_rng([cfg.seed, epoch]).permutation(len(images))
-        batch = torch.from_numpy(order[i * cfg.batch_size:][:cfg.batch_size]).to(device)
+        batch = training.to_device(torch.from_numpy(order[i * cfg.batch_size:][:cfg.batch_size]), device)
         with training.autocast(device, dtype):
-            _, loss = model(pixels(images[batch]), labels[batch])
+            _, loss = forward(pixels(images[batch]), labels[batch])
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or float("inf"))
         optimizer.step()

@@ -78,6 +78,7 @@ def train(cfg, run, problems, val, device, dtype, stop_requested):
         optimizer = training.make_optimizer(model, cfg)
         run.begin(model, optimizer, device)
     print(f"\n{run.folder}: {run.record['n_parameters']:,} parameters")
+    forward = training.compiled(model, device, fixed_shapes=False) if cfg.compile else model
 
     if run.step == 0:
         with run.paused():                                            # evaluation does not count as training time
@@ -86,9 +87,10 @@ def train(cfg, run, problems, val, device, dtype, stop_requested):
         training.reseed(cfg.seed, step)                               # for data order and dropout
         lr = training.set_learning_rate(optimizer, step, cfg)
         rows = torch.randint(len(problems[0]), (cfg.batch_size,))
-        questions, inputs, targets = (t.to(device) for t in mathematics.batch(problems, rows))         # (B, S), (B, T)
+        questions, inputs, targets = (training.to_device(t, device)                        # (B, S), (B, T), (B, T)
+                                      for t in mathematics.batch(problems, rows))
         with training.autocast(device, dtype):
-            _, loss = model(questions, inputs, targets)
+            _, loss = forward(questions, inputs, targets)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or float("inf"))
         optimizer.step()

@@ -50,8 +50,6 @@ class Config(training.TrainingOptions, TransformerConfig):
     grad_accum: int = 1                     # forward passes per step: the step sees batch_size * grad_accum images
     optimizer: Literal["adamw", "adam"] = "adamw"   # adam: weight_decay is an L2 penalty, on all parameters
     eval_every: int = 250                   # steps between validations, each with a checkpoint
-    # running
-    compile: bool = False                   # torch.compile: faster steps after a slow start
 
     def __post_init__(self):
         super().__post_init__()
@@ -85,7 +83,7 @@ def train(cfg, run, data, device, dtype, stop_requested):
         run.begin(model, optimizer, device)
     print(f"\n{run.folder}: {cfg.n_sa} sensory + {cfg.n_ra} relational heads, "
           f"{run.record['n_parameters']:,} parameters")
-    forward = torch.compile(model) if cfg.compile else model
+    forward = training.compiled(model, device, cfg.grad_accum == 1) if cfg.compile else model
 
     if run.step == 0:
         with run.paused():                                            # evaluation does not count as training time
@@ -135,7 +133,7 @@ def make_optimizer(model, cfg):
     """AdamW as everywhere else here, or the Adam of the published CIFAR runs."""
     if cfg.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2),
-                                weight_decay=cfg.weight_decay)
+                                weight_decay=cfg.weight_decay, fused=next(model.parameters()).is_cuda)
     return training.make_optimizer(model, cfg)
 
 

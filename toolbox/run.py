@@ -207,7 +207,7 @@ class Run:
 
     def add(self, loss, gradient_norm=None):
         """One step's loss (this process's share of the mean) and gradient norm: tensors, which are not read yet."""
-        self.losses.append(loss.detach())
+        self.losses.append(loss.detach().clone())                      # CUDA graphs overwrite their outputs
         self.norms += [gradient_norm.detach()] if gradient_norm is not None else []
         self.bar.update()
 

@@ -38,6 +38,7 @@ class TrainingOptions:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"   # of matrix products; auto: bfloat16 on GPUs that have it
     out_dir: str = "out"                    # a folder for each run, and the figure of all of them
     data_dir: str = "data/cache"            # where downloads are kept
+    compile: bool = False                   # torch.compile: faster steps after a slow start; for a GPU
     resume: bool = False                    # continue an interrupted run from its last checkpoint
     baseline: bool = True                   # after a DAT, train the Transformer with as many heads
     match_params: bool = False              # give the baseline the d_ff that makes parameter counts agree within 1%
@@ -119,6 +120,34 @@ def choose_device(name="auto", dtype="auto"):
 def autocast(device, dtype):
     """Matrix products in `dtype`, weights and sums in float32; does nothing for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def to_device(x, device):
+    """x on the device. On a GPU from pinned memory and without waiting: the copy runs beside the computation."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def compiled(model, device, fixed_shapes):
+    """The model that training calls under --compile; evaluation goes on calling `model`.
+
+    fixed_shapes: all batches have one shape, and each step has one forward pass. Then a small model on a GPU, where
+    launching kernels takes most of the time, is compiled as a whole, with CUDA graphs: one launch for all. Any other is
+    compiled block by block: one compilation serves all blocks. Without a working compiler says so and returns `model`.
+    """
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except Exception as error:                                         # each missing part raises an error of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"--compile: no working compiler here, so this run is not compiled ({reason[:200]})")
+        return model
+    if device.type == "cuda" and fixed_shapes and sum(p.numel() for p in model.parameters()) < 30e6:
+        print("compiled as a whole, with CUDA graphs: the first steps are slow")
+        return torch.compile(model, mode="reduce-overhead")
+    blocks = [block for name, m in model.named_modules() if name.split(".")[-1] == "blocks" for block in m]
+    for block in blocks:
+        block.compile()
+    print(f"{len(blocks)} blocks compiled, each by itself: the first steps are slow")
+    return model
 
 
 @contextmanager

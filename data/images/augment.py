@@ -27,9 +27,14 @@ def augmented(images, labels, *, n_classes, padding=0, flip=False, mixup=0.0, cu
     return images, targets
 
 
+def beside(x, images):
+    """x on the device of the images; a GPU need not finish its earlier work first."""
+    return x.to(images.device, non_blocking=images.is_cuda)
+
+
 def random_crop(images, padding):
     """Each image shifted by up to `padding` pixels vertically and horizontally; the border is filled with black."""
-    top, left = torch.randint(2 * padding + 1, (2, len(images))).to(images.device)
+    top, left = beside(torch.randint(2 * padding + 1, (2, len(images))), images)
     b, c, h, w = (torch.arange(n, device=images.device) for n in images.shape)
     y, x = (top[:, None] + h)[:, None, :, None], (left[:, None] + w)[:, None, None]         # (B, 1, H, 1), (B, 1, 1, W)
     return F.pad(images, (padding,) * 4)[b[:, None, None, None], c[:, None, None], y, x]     # (B, C, H, W)
@@ -37,7 +42,7 @@ def random_crop(images, padding):
 
 def random_flip(images):
     """Each image mirrored horizontally with probability 1/2."""
-    chosen = (torch.rand(len(images)) < 0.5).to(images.device)
+    chosen = beside(torch.rand(len(images)) < 0.5, images)
     return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 
@@ -53,7 +58,7 @@ def draw_lambda(beta):
 
 def mix(images, targets, lam):
     """MixUp (Zhang et al., 2018): lam x_i + (1 - lam) x_j for images and targets; j is a permutation of the batch."""
-    j = torch.randperm(len(images)).to(images.device)
+    j = beside(torch.randperm(len(images)), images)
     return lam * images + (1 - lam) * images[j], lam * targets + (1 - lam) * targets[j]
 
 
@@ -69,7 +74,7 @@ def cut_and_paste(images, targets, top, bottom, left, right):
 
     One box for the batch, as in the authors' code, which rounds its sides down to even numbers; here: to integers.
     """
-    j = torch.randperm(len(images)).to(images.device)
+    j = beside(torch.randperm(len(images)), images)
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = images[j, :, top:bottom, left:right]
     lam = 1 - (bottom - top) * (right - left) / (images.size(-2) * images.size(-1))
@@ -78,5 +83,5 @@ def cut_and_paste(images, targets, top, bottom, left, right):
 
 def normalised(images, mean, std):
     """images (B, C, H, W) in 0 ... 255 -> float, by colour (x / 255 - mean) / std."""
-    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+    mean, std = (beside(torch.tensor(values), images)[:, None, None] for values in (mean, std))
     return (images / 255 - mean) / std

@@ -36,7 +36,8 @@ class Images:
         """Yields images uint8 (B, 3, H, W), labels (B,) without end, from step `first_step` on, grad_accum per step."""
         images, labels = self.parts["train"]
         for step in itertools.count(first_step):
-            rows = torch.from_numpy(rows_of(step, len(labels), batch_size * grad_accum, seed)).to(labels.device)
+            rows = torch.from_numpy(rows_of(step, len(labels), batch_size * grad_accum, seed))
+            rows = rows.to(labels.device, non_blocking=labels.is_cuda)
             for chosen in rows.split(batch_size):
                 yield images[chosen], labels[chosen]
 
