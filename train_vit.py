@@ -4,6 +4,7 @@
     python train_vit.py --seed=1,2,3                      three seeds of each: means, bands and the paired difference
     python train_vit.py --preset=cifar10_small            CIFAR-10 (170 MB), a model for a CPU
     python train_vit.py --preset=cifar10 --baseline       the published models, 12 heads, 100 epochs: for a GPU
+    python train_vit.py --preset=workspace                the Associative Transformer, and three controls; five minutes
     python train_vit.py --preset=imagenet --data=FOLDER   the paper's, on your copy of ILSVRC2012: for a large GPU
 
 Validation images are a part of the training images. The test images (of letters: in fonts that occur nowhere else) are
@@ -21,8 +22,10 @@ from data.images import augment
 from model import TransformerConfig, VisionTransformer, model_config
 from toolbox import figures, training
 from toolbox.figures.predictions import draw_predictions
+from toolbox.figures.slots import draw_slots
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
 from toolbox.run import Run, load_checkpoint
+from workspace import slot_attention, slot_columns, slot_statistics
 
 DEFAULTS = dict(d_ff=256, position="learned", symbols="relative", n_symbols=16, symmetric=True, max_steps=2500,
                 warmup_steps=100, weight_decay=0.05, log_every=50, out_dir="out/vit")
@@ -90,7 +93,7 @@ def train(cfg, run, data, device, dtype, stop_requested):
     if run.step == 0:
         with run.paused():                                            # evaluation does not count as training time
             loss, accuracy, _ = evaluate(model, data, "val", device, dtype)
-            run.log(0, val_loss=loss, val_accuracy=accuracy)
+            run.log(0, val_loss=loss, val_accuracy=accuracy, **slot_statistics(model))
     batches = data.training_batches(cfg.batch_size, cfg.seed, run.step + 1, cfg.grad_accum)
     for step in range(run.step + 1, cfg.max_steps + 1):
         training.reseed(cfg.seed, step)                               # for augmentation and dropout
@@ -115,7 +118,7 @@ def train(cfg, run, data, device, dtype, stop_requested):
         if step % cfg.eval_every == 0 or step == cfg.max_steps:
             with run.paused():
                 loss, accuracy, _ = evaluate(model, data, "val", device, dtype)
-                run.log(step, val_loss=loss, val_accuracy=accuracy)
+                run.log(step, val_loss=loss, val_accuracy=accuracy, **slot_statistics(model))
                 if loss < run.best:
                     run.best = loss
                     run.save("best.pt", step, model, optimizer)
@@ -175,12 +178,27 @@ def score(run, data, device, dtype):
         with training.autocast(device, dtype):
             logits, _ = model(augment.normalised(x, data.mean, data.std))
         draw_predictions(x.cpu().numpy(), y.tolist(), logits.float().softmax(-1).cpu(), data.class_names, path)
+        if run.cfg.memory_slots:
+            draw_memory(model, run, data)
     if "scores" not in run.record:
         loss, accuracy, n = evaluate(model, data, "test", device, dtype)
         run.finish(scores={"test_loss": loss, "test_accuracy": accuracy, "images": n})
     scores = run.record["scores"]
     print(f"{run.folder.name}, final model: {scores['images']:,} test images, loss {scores['test_loss']:.4f}, "
           f"accuracy {scores['test_accuracy']:.4f}; some answers: {path}")
+
+
+def draw_memory(model, run, data):
+    """What the slots attend to in a batch of test images as large as in training: slots.png."""
+    x, _ = next(data.batches("test", run.cfg.batch_size))
+    shares = slot_attention(model, augment.normalised(x, data.mean, data.std))
+    found = slot_statistics(model)
+    titles = [f"layer {i}: effective rank {found[f'rank_{i}']:.1f} of at most "
+              f"{min(run.cfg.memory_slots, run.cfg.memory_width)}, mean cosine {found[f'cosine_{i}']:.2f}"
+              for i in range(1, len(shares) + 1)]
+    first_and_last = sorted({0, len(shares) - 1})
+    draw_slots(x.cpu().numpy(), [shares[i].cpu().numpy() for i in first_and_last],
+               [titles[i] for i in first_and_last], run.folder / "slots.png")
 
 
 def main(argv=None):
@@ -197,7 +215,7 @@ def main(argv=None):
             f"{data.facts[part]:,} for {what}" for part, what in (("train", "training"), ("val", "validation"),
                                                                   ("test", "testing"))) + f"\ndevice: {why}")
         runs = [Run(cfg, {**data.facts, "dtype": str(dtype)}, unit="images", per_step=cfg.batch_size * cfg.grad_accum,
-                    metrics=("val_loss", "val_accuracy")) for cfg in configs]
+                    metrics=("val_loss", "val_accuracy", *slot_columns(cfg))) for cfg in configs]
     for cfg, run in zip(configs, runs):
         if not run.reusable():
             with run, training.stop_on_signal() as stop_requested:
@@ -221,6 +239,12 @@ CIFAR = dict(d_model=384, n_layers=8, n_heads=12, n_ra=6, d_ff=384, patch_size=4
              dat_attention_bias="none", crop_padding=4, flip=True, cutmix=1.0, val_size=5000, batch_size=128,
              max_steps=39_100, optimizer="adam", learning_rate=1e-3, min_lr=1e-5, weight_decay=5e-5, warmup_steps=1955,
              eval_every=391, baseline=False)
+# The Associative Transformer (workspace.py) for CIFAR; cifar100: --data=cifar100. paper: the learning rate warms up from
+# 1e-5, tokens have no positions, and the head reads all of them side by side; here: from 0, as all of our models.
+AIT = dict(data="cifar10", n_ra=0, d_model=768, n_heads=12, d_ff=3072, patch_size=4, position="learned", bias=True,
+           attention_bias="output", memory_slots=32, memory_width=32, memory_heads=8, bottleneck=512, crop_padding=4,
+           flip=True, val_size=5000, batch_size=512, max_steps=9800, learning_rate=1e-4, min_lr=1e-6, weight_decay=0.01,
+           warmup_steps=490, eval_every=98)
 # paper: validation images are the test images, and all 50,000 are trained on, 100 times; here: 45,000, as many steps
 # (of ImageNet 1,271,167 of 1,281,167, as many steps as 45 epochs). Mirror images of ImageNet: as in the authors' code.
 PRESETS = {
@@ -235,6 +259,10 @@ PRESETS = {
                      dropout=0.1, patch_size=16, pool="cls", val_size=10_000, flip=True, batch_size=32, grad_accum=32,
                      max_steps=56_295, learning_rate=5e-4, schedule="constant", warmup_steps=0, weight_decay=0.1,
                      beta2=0.99, eval_every=1251, baseline=False),
+    # four models: ViT and MLP + norm, both of equal parameters, and AiT: published, and with learned queries
+    "workspace": dict(n_ra=0, d_model=64, n_layers=2, n_heads=4, max_steps=1500, memory_slots=(0, 32),
+                      mlp_norm=(False, True), memory_queries=("memory", "learned"), match_params=True),
+    "ait_small": dict(AIT, n_layers=2), "ait_medium": dict(AIT, n_layers=6), "ait_base": dict(AIT, n_layers=12),
 }
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ memory of M slots, and every token is then pulled towards what the memory holds:
 The memory is a state and no parameter: training writes it step by step, checkpoints hold it, evaluation only reads it.
 """
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -112,6 +113,16 @@ def cv_squared(x):
     return x.var(-1, correction=0) / x.mean(-1).square()
 
 
+def workspaces(model):
+    """The workspaces of a model, layer by layer."""
+    return [m for m in model.modules() if isinstance(m, GlobalWorkspace)]
+
+
+def slot_columns(cfg):
+    """The names in `slot_statistics` of a model with this TransformerConfig."""
+    return [f"{what}_{i + 1}" for i in range(cfg.n_layers if cfg.memory_slots else 0) for what in ("rank", "cosine")]
+
+
 @torch.no_grad()
 def slot_statistics(model):
     """{"rank_1": ..., "cosine_1": ..., "rank_2": ...}: how different the slots are, by layer.
@@ -119,11 +130,24 @@ def slot_statistics(model):
     rank: effective rank of the memory, exp of the entropy of its normalised singular values (Roy & Vetterli, 2007): 1 if
     all slots are equal up to a factor, at most min(M, D). cosine: mean over all pairs of slots; 1 if all are equal.
     """
-    statistics, layers = {}, [m for m in model.modules() if isinstance(m, GlobalWorkspace)]
-    for i, layer in enumerate(layers, 1):
-        gamma, M = F.normalize(layer.memory.double(), dim=-1), len(layer.memory)
-        share = torch.linalg.svdvals(gamma.cpu())
-        share = share / share.sum()
-        statistics[f"rank_{i}"] = torch.special.entr(share).sum().exp().item()
+    statistics = {}
+    for i, layer in enumerate(workspaces(model), 1):
+        gamma, M = F.normalize(layer.memory.double(), dim=-1).cpu(), len(layer.memory)
+        share = torch.linalg.svdvals(gamma)
+        statistics[f"rank_{i}"] = torch.special.entr(share / share.sum()).sum().exp().item()
         statistics[f"cosine_{i}"] = ((gamma @ gamma.mT).sum().item() - M) / max(1, M * (M - 1))
     return statistics
+
+
+@torch.no_grad()
+def slot_attention(model, *inputs):
+    """What each slot would attend to in this batch, mean over its heads: a tensor (M, B, T) for each layer."""
+    shares = []
+
+    def note(module, args, xi, layer):
+        shares.append(layer.gates(xi.flatten(0, 1)).mean(0).unflatten(-1, xi.shape[:2]))
+    hooks = [layer.mlp.register_forward_hook(partial(note, layer=layer)) for layer in workspaces(model)]
+    model.eval()(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return shares
