@@ -372,35 +372,45 @@ class VisionTransformer(nn.Module):
     """Images to classes (Dosovitskiy et al., 2021): the tokens are patches, and each attends to all of them.
 
     pool: "cls" reads the class token alone, "mean" averages the patches and has no class token, "mean_cls" averages
-    the class token in with them, as the authors' code does. Raises ValueError for sizes that do not fit.
+    the class token in with them, as the authors' code does. image_size: height and width, or a pair of them.
+    question_size: if given, each image comes with a question of so many numbers, a token in the class token's place
+    whatever `pool` is. Raises ValueError for sizes that do not fit.
     """
 
-    def __init__(self, cfg, *, image_size, patch_size, n_classes, pool="mean", channels=3):
+    def __init__(self, cfg, *, image_size, patch_size, n_classes, pool="mean", channels=3, question_size=0):
         super().__init__()
-        if image_size % patch_size:
+        height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+        if height % patch_size or width % patch_size:
             raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
         if pool not in ("cls", "mean", "mean_cls"):
             raise ValueError(f"pool={pool!r}: choose from cls, mean, mean_cls")
-        self.patch_size, self.pool, self.shape = patch_size, pool, (channels, image_size, image_size)
-        n_tokens = (image_size // patch_size) ** 2 + (pool != "mean")
+        self.patch_size, self.pool, self.shape = patch_size, pool, (channels, height, width)
+        has_cls = pool != "mean" and not question_size
+        n_tokens = (height // patch_size) * (width // patch_size) + (has_cls or question_size > 0)
         self.cfg = cfg = replace(cfg, max_len=n_tokens)
-        width = patch_size ** 2 * channels
-        self.embedding = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, cfg.d_model), nn.LayerNorm(cfg.d_model))
-        self.cls = nn.Parameter(torch.randn(cfg.d_model)) if pool != "mean" else None
+        size = patch_size ** 2 * channels
+        self.embedding = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, cfg.d_model), nn.LayerNorm(cfg.d_model))
+        self.cls = nn.Parameter(torch.randn(cfg.d_model)) if has_cls else None
+        self.question = nn.Linear(question_size, cfg.d_model) if question_size else None
         self.stack = Stack(replace(cfg, final_norm=False))                         # applied after pooling, below
         self.norm = make_norm(cfg) if cfg.final_norm else nn.Identity()
         self.head = nn.Linear(cfg.d_model, n_classes)
 
-    def forward(self, images, targets=None):
+    def forward(self, images, targets=None, questions=None):
         """images (B, C, H, W) -> logits (B, n_classes) and, given targets, their mean cross-entropy in nats.
 
-        targets: classes (B,), or probabilities (B, n_classes) where labels are mixed or smoothed.
+        targets: classes (B,), or probabilities (B, n_classes) where labels are mixed or smoothed. In training the
+        balance loss of the memories, if there are any, is added. questions: (B, question_size).
         """
         if images.shape[1:] != self.shape:
             raise ValueError(f"images of shape {tuple(images.shape[1:])}, but the model was made for {self.shape}")
+        if (questions is None) != (self.question is None):
+            raise ValueError("questions: give them if the model has a question_size, and only then")
         x = self.embedding(patchify(images, self.patch_size))                      # (B, patches, d_model)
         if self.cls is not None:
             x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)              # (B, 1 + patches, d_model)
+        if self.question is not None:
+            x = torch.cat([self.question(questions)[:, None], x], dim=1)           # (B, 1 + patches, d_model)
         x = self.stack(x)
         x = x[:, 0] if self.pool == "cls" else x.mean(1)                           # (B, d_model)
         logits = self.head(self.norm(x))                                           # (B, n_classes)

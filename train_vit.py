@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from data import images
 from data.images import augment
+from data.sort_of_clevr import QUESTION_BITS, SIZE, per_subtype
 from model import TransformerConfig, VisionTransformer, model_config
 from toolbox import figures, training
 from toolbox.figures.predictions import draw_predictions
@@ -38,7 +39,8 @@ class Config(training.TrainingOptions, TransformerConfig):
     dat_n_kv_heads: int | None = None       # key/value heads in each group of a DAT; default: as n_kv_heads
     dat_attention_bias: Literal["as_the_other", "all", "output", "none"] = "as_the_other"   # attention_bias of a DAT
     # data
-    data: str = "glyphs"                    # glyphs (built in), cifar10, cifar100, or a folder of CIFAR's or ImageNet's
+    data: str = "glyphs"                    # glyphs, sort_of_clevr (built in), cifar10, cifar100, or a folder of images
+    objects: bool = False                   # sort_of_clevr: six tokens, one for each object, instead of patches
     image_size: int | None = None           # ImageNet: height and width of a crop; default 224 (others have 32)
     val_size: int = 2000                    # how many of the training images are for validation
     workers: int | None = None              # ImageNet: processes that read images; default: cores less one, at most 8
@@ -67,7 +69,14 @@ class Config(training.TrainingOptions, TransformerConfig):
                 (not self.data, "data: give the folder of your images with --data=FOLDER (ImageNet's licence does not "
                                 "allow a download)"),
                 (self.data == "glyphs" and self.flip,
-                 "flip: letters have no mirror images; it is for --data=cifar10 and the like")):
+                 "flip: letters have no mirror images; it is for --data=cifar10 and the like"),
+                (self.objects and self.data != "sort_of_clevr", "objects: only --data=sort_of_clevr has them"),
+                (self.data == "sort_of_clevr" and (self.crop_padding or self.flip or self.mixup or self.cutmix),
+                 "crop_padding, flip, mixup and cutmix change the answers to questions: leave them out with "
+                 "--data=sort_of_clevr"),
+                (self.data == "sort_of_clevr" and not self.objects and SIZE % self.patch_size,
+                 f"patch_size={self.patch_size} does not divide {SIZE}, the size of these images: give --patch_size=15, "
+                 f"5 or 25")):
             if wrong:
                 raise ValueError(message)
         for name in ("vocab_size", "max_len", "tie_embeddings"):
@@ -101,10 +110,10 @@ def train(cfg, run, data, device, dtype, stop_requested):
         mean_loss = 0.0
         for _ in range(cfg.grad_accum):
             with one_line_errors():                                   # images may vanish from a disk
-                x, y = next(batches)                                  # uint8 (B, 3, H, W), (B,)
+                x, y, *questions = next(batches)                      # uint8 (B, 3, H, W), (B,), perhaps (B, 18)
             x, y = for_training(x, y, cfg, data)                      # float, (B, n_classes)
             with training.autocast(device, dtype):
-                _, loss = forward(x, y)
+                _, loss = forward(x, y, *questions)
             loss = loss / cfg.grad_accum
             loss.backward()
             mean_loss = mean_loss + loss.detach()
@@ -130,8 +139,12 @@ def train(cfg, run, data, device, dtype, stop_requested):
 
 
 def make_model(cfg, data):
-    return VisionTransformer(model_config(asdict(cfg)), image_size=data.size, patch_size=cfg.patch_size,
-                             n_classes=data.n_classes, pool=cfg.pool)
+    further = dict(patch_size=cfg.patch_size)
+    if cfg.data == "sort_of_clevr":
+        further = dict(patch_size=1 if cfg.objects else cfg.patch_size, channels=data.channels,
+                       question_size=QUESTION_BITS)
+    return VisionTransformer(model_config(asdict(cfg)), image_size=data.size, n_classes=data.n_classes, pool=cfg.pool,
+                             **further)
 
 
 def make_optimizer(model, cfg):
@@ -155,9 +168,9 @@ def evaluate(model, data, part, device, dtype, batch_size=250):
     model.eval()
     n = loss = right = 0
     with one_line_errors():                                           # images may vanish from a disk
-        for x, y in data.batches(part, batch_size):
+        for x, y, *questions in data.batches(part, batch_size):
             with training.autocast(device, dtype):
-                logits, _ = model(augment.normalised(x, data.mean, data.std))
+                logits, _ = model(augment.normalised(x, data.mean, data.std), None, *questions)
             n += len(y)
             loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
             right += (logits.argmax(-1) == y).sum().item()
@@ -169,49 +182,69 @@ def evaluate(model, data, part, device, dtype, batch_size=250):
 
 @torch.no_grad()
 def score(run, data, device, dtype):
-    """Evaluates the finished model on the test images, once: scores into config.json, answers into predictions.png."""
-    path = run.folder / "predictions.png"
-    if "scores" not in run.record or not path.exists():
-        model = make_model(run.cfg, data).to(device).eval()
+    """Evaluates the finished model on the test images, once: scores into config.json, and figures."""
+    path, cfg = run.folder / "predictions.png", run.cfg
+    if "scores" not in run.record or not (path.exists() or cfg.objects):
+        model = make_model(cfg, data).to(device).eval()
         model.load_state_dict(load_checkpoint(run.folder / "last.pt")["model"])
-        x, y = next(data.batches("test", 40))
-        with training.autocast(device, dtype):
-            logits, _ = model(augment.normalised(x, data.mean, data.std))
-        draw_predictions(x.cpu().numpy(), y.tolist(), logits.float().softmax(-1).cpu(), data.class_names, path)
-        if run.cfg.memory_slots:
-            draw_memory(model, run, data)
+        if not cfg.objects:                                           # there are no images to draw
+            draw_answers(model, data, device, dtype, path)
+        if cfg.memory_slots and not cfg.objects:
+            draw_memory(model, cfg, data, run.folder / "slots.png")
     if "scores" not in run.record:
         loss, accuracy, n = evaluate(model, data, "test", device, dtype)
-        run.finish(scores={"test_loss": loss, "test_accuracy": accuracy, "images": n})
-    scores = run.record["scores"]
-    print(f"{run.folder.name}, final model: {scores['images']:,} test images, loss {scores['test_loss']:.4f}, "
-          f"accuracy {scores['test_accuracy']:.4f}; some answers: {path}")
+        scores = {"test_loss": loss, "test_accuracy": accuracy, "images": n}
+        run.finish(scores=scores | by_subtype(model, data, device, dtype))
+    scores, what = run.record["scores"], "questions" if data.name == "sort_of_clevr" else "images"
+    print(f"{run.folder.name}, final model: {scores['images']:,} test {what}, loss {scores['test_loss']:.4f}, "
+          f"accuracy {scores['test_accuracy']:.4f}" + ("" if cfg.objects else f"; some answers: {path}"))
 
 
-def draw_memory(model, run, data):
-    """What the slots attend to in a batch of test images as large as in training: slots.png."""
-    x, _ = next(data.batches("test", run.cfg.batch_size))
-    shares = slot_attention(model, augment.normalised(x, data.mean, data.std))
-    found = slot_statistics(model)
-    titles = [f"layer {i}: effective rank {found[f'rank_{i}']:.1f} of at most "
-              f"{min(run.cfg.memory_slots, run.cfg.memory_width)}, mean cosine {found[f'cosine_{i}']:.2f}"
-              for i in range(1, len(shares) + 1)]
-    first_and_last = sorted({0, len(shares) - 1})
-    draw_slots(x.cpu().numpy(), [shares[i].cpu().numpy() for i in first_and_last],
-               [titles[i] for i in first_and_last], run.folder / "slots.png")
+def by_subtype(model, data, device, dtype):
+    """Of Sort-of-CLEVR, the share of right answers to each kind of test questions; of other data nothing."""
+    if data.name != "sort_of_clevr":
+        return {}
+    right = []
+    for x, y, questions in data.batches("test", 250):
+        with training.autocast(device, dtype):
+            logits, _ = model(augment.normalised(x, data.mean, data.std), None, questions)
+        right.append(logits.argmax(-1) == y)
+    found = per_subtype(torch.cat(right).cpu().numpy(), data.subtype)
+    for level, known in {"this model": found, **data.facts["levels"]}.items():
+        print(f"{level:>10}: " + ", ".join(f"{kind} {share:.3f}" for kind, share in known.items()))
+    return {kind: share for kind, share in found.items() if kind != "all"}
+
+
+def draw_answers(model, data, device, dtype, path):
+    """The first test images and what the model answers."""
+    x, y, *questions = next(data.batches("test", 40))
+    with training.autocast(device, dtype):
+        logits, _ = model(augment.normalised(x, data.mean, data.std), None, *questions)
+    draw_predictions(x.cpu().numpy(), y.tolist(), logits.float().softmax(-1).cpu(), data.class_names, path,
+                     captions=data.captions(*questions) if questions else None)
+
+
+def draw_memory(model, cfg, data, path):
+    """What the slots of the first and the last layer attend to in a batch of test images as large as in training."""
+    x, _, *questions = next(data.batches("test", cfg.batch_size))
+    shares = slot_attention(model, augment.normalised(x, data.mean, data.std), None, *questions)
+    found, layers = slot_statistics(model), sorted({0, cfg.n_layers - 1})
+    titles = [f"layer {i + 1}: effective rank {found[f'rank_{i + 1}']:.1f} of at most "
+              f"{min(cfg.memory_slots, cfg.memory_width)}, mean cosine {found[f'cosine_{i + 1}']:.2f}" for i in layers]
+    draw_slots(x.cpu().numpy(), [shares[i].cpu().numpy() for i in layers], titles, path)
 
 
 def main(argv=None):
     with one_line_errors():
         configs = parse_options(Config, PRESETS, argv)
-        first = agreed(configs, ("data", "data_dir", "image_size", "val_size", "workers", "out_dir", "device", "dtype"))
+        first = agreed(configs, ("data", "data_dir", "image_size", "val_size", "workers", "objects", "out_dir", "device", "dtype"))
         device, dtype, why = training.choose_device(first.device, first.dtype)
         data = images.load(first.data, data_dir=first.data_dir, image_size=first.image_size, val_size=first.val_size,
-                           workers=first.workers, device=device)
+                           workers=first.workers, objects=first.objects, device=device)
         # images are identified by name and checksum, not by their path
         configs = training.with_baselines([replace(cfg, data=data.name) for cfg in configs],
                                           partial(make_model, data=data))
-        print(f"images: {data.name}, {data.n_classes} classes, " + ", ".join(
+        print(f"{'questions' if data.name == 'sort_of_clevr' else 'images'}: {data.name}, {data.n_classes} classes, " + ", ".join(
             f"{data.facts[part]:,} for {what}" for part, what in (("train", "training"), ("val", "validation"),
                                                                   ("test", "testing"))) + f"\ndevice: {why}")
         runs = [Run(cfg, {**data.facts, "dtype": str(dtype)}, unit="images", per_step=cfg.batch_size * cfg.grad_accum,
@@ -262,6 +295,8 @@ PRESETS = {
     # four models: ViT and MLP + norm, both of equal parameters, and AiT: published, and with learned queries
     "workspace": dict(n_ra=0, d_model=64, n_layers=2, n_heads=4, max_steps=1500, memory_slots=(0, 32),
                       mlp_norm=(False, True), memory_queries=("memory", "learned"), match_params=True),
+    "sort_of_clevr": dict(data="sort_of_clevr", patch_size=15, pool="cls", d_model=64, n_layers=3, n_heads=4, n_ra=2,
+                          val_size=300, max_steps=4000, eval_every=500),
     "ait_small": dict(AIT, n_layers=2), "ait_medium": dict(AIT, n_layers=6), "ait_base": dict(AIT, n_layers=12),
 }
 

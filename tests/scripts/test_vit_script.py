@@ -204,7 +204,7 @@ def test_damaged_images_of_a_folder_are_named_counted_and_left_out(tmp_path, cap
 # ---- wrong input -----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("wrong, words", [
-    ("--data=nowhere", "no folder nowhere: --data takes glyphs, cifar10, cifar100, or a folder"),
+    ("--data=nowhere", "no folder nowhere: --data takes glyphs, sort_of_clevr, cifar10, cifar100, or a folder"),
     ("--data={tmp}", "is not a folder with data_batch_1.bin"),
     ("--data={tmp}/flat", "has no folder val/: the expected layout is train/<class>"),
     ("--data={tmp}/cut", "has 3,000 bytes, not a multiple of the 3,073"),
