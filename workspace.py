@@ -93,7 +93,7 @@ class GlobalWorkspace(nn.Module):
 
 def read(xi, Y, beta):
     """One step of a continuous Hopfield network, Eq. 5: states xi (..., E), stored patterns Y (M, E) -> (..., E)."""
-    return (beta * xi @ Y.mT).softmax(-1) @ Y
+    return (xi @ (beta * Y).mT).softmax(-1) @ Y
 
 
 def energy(xi, Y, beta):
