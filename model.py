@@ -71,7 +71,7 @@ class TransformerConfig:
     memory_decay: float = 0.9               # share of the old memory in the new one
     balance: float = 0.01                   # weight of the balance loss, in training only
     memory_queries: Literal["memory", "learned"] = "memory"   # what chooses tokens: memory, as published, or parameters
-    mlp_norm: bool = False                  # a norm behind the MLP, as a workspace always has: the control without memory
+    mlp_norm: bool = False                  # a norm behind the MLP, which a workspace always has: its control
 
     def __post_init__(self):
         """Raises ValueError, in one line, for what cannot be built."""

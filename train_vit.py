@@ -75,8 +75,8 @@ class Config(training.TrainingOptions, TransformerConfig):
                  "crop_padding, flip, mixup and cutmix change the answers to questions: leave them out with "
                  "--data=sort_of_clevr"),
                 (self.data == "sort_of_clevr" and not self.objects and SIZE % self.patch_size,
-                 f"patch_size={self.patch_size} does not divide {SIZE}, the size of these images: give --patch_size=15, "
-                 f"5 or 25")):
+                 f"patch_size={self.patch_size} does not divide {SIZE}, the size of these images: give "
+                 f"--patch_size=15, 5 or 25")):
             if wrong:
                 raise ValueError(message)
         for name in ("vocab_size", "max_len", "tie_embeddings"):
@@ -237,14 +237,16 @@ def draw_memory(model, cfg, data, path):
 def main(argv=None):
     with one_line_errors():
         configs = parse_options(Config, PRESETS, argv)
-        first = agreed(configs, ("data", "data_dir", "image_size", "val_size", "workers", "objects", "out_dir", "device", "dtype"))
+        first = agreed(configs, ("data", "data_dir", "image_size", "val_size", "workers", "objects", "out_dir",
+                                 "device", "dtype"))
         device, dtype, why = training.choose_device(first.device, first.dtype)
         data = images.load(first.data, data_dir=first.data_dir, image_size=first.image_size, val_size=first.val_size,
                            workers=first.workers, objects=first.objects, device=device)
         # images are identified by name and checksum, not by their path
         configs = training.with_baselines([replace(cfg, data=data.name) for cfg in configs],
                                           partial(make_model, data=data))
-        print(f"{'questions' if data.name == 'sort_of_clevr' else 'images'}: {data.name}, {data.n_classes} classes, " + ", ".join(
+        what = "questions" if data.name == "sort_of_clevr" else "images"
+        print(f"{what}: {data.name}, {data.n_classes} classes, " + ", ".join(
             f"{data.facts[part]:,} for {what}" for part, what in (("train", "training"), ("val", "validation"),
                                                                   ("test", "testing"))) + f"\ndevice: {why}")
         runs = [Run(cfg, {**data.facts, "dtype": str(dtype)}, unit="images", per_step=cfg.batch_size * cfg.grad_accum,
@@ -272,8 +274,8 @@ CIFAR = dict(d_model=384, n_layers=8, n_heads=12, n_ra=6, d_ff=384, patch_size=4
              dat_attention_bias="none", crop_padding=4, flip=True, cutmix=1.0, val_size=5000, batch_size=128,
              max_steps=39_100, optimizer="adam", learning_rate=1e-3, min_lr=1e-5, weight_decay=5e-5, warmup_steps=1955,
              eval_every=391, baseline=False)
-# The Associative Transformer (workspace.py) for CIFAR; cifar100: --data=cifar100. paper: the learning rate warms up from
-# 1e-5, tokens have no positions, and the head reads all of them side by side; here: from 0, as all of our models.
+# The Associative Transformer (workspace.py) for CIFAR-10, and with --data=cifar100. paper: the learning rate warms up
+# from 1e-5, tokens have no positions, and the head reads them side by side; here: all of it as in our other models.
 AIT = dict(data="cifar10", n_ra=0, d_model=768, n_heads=12, d_ff=3072, patch_size=4, position="learned", bias=True,
            attention_bias="output", memory_slots=32, memory_width=32, memory_heads=8, bottleneck=512, crop_padding=4,
            flip=True, val_size=5000, batch_size=512, max_steps=9800, learning_rate=1e-4, min_lr=1e-6, weight_decay=0.01,

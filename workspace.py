@@ -1,4 +1,4 @@
-"""The Associative Transformer's global workspace layer (AiT; Sun, Ochiai, Wu, Lin & Kanai, CVPR 2025, arXiv 2309.12862).
+"""The Associative Transformer's global workspace layer (AiT; Sun et al., CVPR 2025, arXiv 2309.12862).
 
 It stands in the place of a block's MLP and contains it. Tokens of the whole batch compete for a place in a small
 memory of M slots, and every token is then pulled towards what the memory holds:
@@ -99,7 +99,7 @@ def read(xi, Y, beta):
 def energy(xi, Y, beta):
     """Eq. 7 (Ramsauer et al., 2021): states xi (..., E), patterns Y (M, E) -> (...).
 
-    E(xi) = -1/beta lse(beta Y xi) + 1/beta ln M + 1/2 |xi|^2 + 1/2 max |Y_m|^2; xi -> read(xi, Y, beta) never raises it.
+    E(xi) = -1/beta lse(beta Y xi) + 1/beta ln M + 1/2 |xi|^2 + 1/2 max |Y_m|^2. The read never raises it.
     """
     lse = (beta * xi @ Y.mT).logsumexp(-1) / beta
     return -lse + math.log(len(Y)) / beta + xi.square().sum(-1) / 2 + Y.square().sum(-1).max() / 2
@@ -127,8 +127,9 @@ def slot_columns(cfg):
 def slot_statistics(model):
     """{"rank_1": ..., "cosine_1": ..., "rank_2": ...}: how different the slots are, by layer.
 
-    rank: effective rank of the memory, exp of the entropy of its normalised singular values (Roy & Vetterli, 2007): 1 if
-    all slots are equal up to a factor, at most min(M, D). cosine: mean over all pairs of slots; 1 if all are equal.
+    rank: effective rank of the memory, exp of the entropy of its singular values, divided by their sum (Roy & Vetterli,
+    2007): 1 if all slots are equal up to a factor, at most min(M, D). cosine: the mean over all pairs of
+    slots; 1 if all are equal.
     """
     statistics = {}
     for i, layer in enumerate(workspaces(model), 1):

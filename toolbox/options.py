@@ -108,7 +108,7 @@ def parse_options(Config, presets=None, argv=None, grid=None):
     given = vars(given)
     preset = presets[given.pop("preset")] if "preset" in given else {}
     with one_line_errors():
-        values = {**(grid or {}), **{name: value if type(value) is tuple else (value,) for name, value in preset.items()},
+        values = {**(grid or {}), **{name: one if type(one) is tuple else (one,) for name, one in preset.items()},
                   **{name: option_values(name, kinds[name], text) for name, text in given.items()}}
         return [Config(**dict(zip(values, one))) for one in itertools.product(*values.values())]
 

@@ -22,5 +22,5 @@ from data.images.imagenet import ImageNet
 from data.images.questions import N_IMAGES, Questions
 from data.images.sources import N_GLYPHS, kind_of, load
 
-__all__ = ["CIFAR", "FILES", "FOLDERS", "ImageNet", "Images", "N_GLYPHS", "N_IMAGES", "Questions", "STATISTICS", "class_names",
-           "fetch_cifar", "kind_of", "load", "load_cifar", "load_cifar10", "load_cifar100", "rows_of"]
+__all__ = ["CIFAR", "FILES", "FOLDERS", "ImageNet", "Images", "N_GLYPHS", "N_IMAGES", "Questions", "STATISTICS",
+           "class_names", "fetch_cifar", "kind_of", "load", "load_cifar", "load_cifar10", "load_cifar100", "rows_of"]

@@ -42,7 +42,7 @@ class Questions:
         self.parts = {}
         for part in ("train", "val", "test"):
             pixels, scenes, questions, answers, _ = drawn[part]
-            x = sort_of_clevr.object_tokens(scenes)[:, None] if objects else pixels       # (N, 1, 6, 10), (N, 75, 75, 3)
+            x = sort_of_clevr.object_tokens(scenes)[:, None] if objects else pixels          # (N, 1, 6, 10) or as drawn
             self.parts[part] = [torch.from_numpy(a).to(device) for a in (
                 np.ascontiguousarray(x.transpose(0, 3, 1, 2)), answers.reshape(-1),
                 questions.reshape(-1, questions.shape[-1]).astype(np.float32))]

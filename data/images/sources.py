@@ -1,4 +1,4 @@
-"""The data set that --data names: glyphs, sort_of_clevr, cifar10, cifar100, or a folder in the layout of CIFAR or ImageNet."""
+"""The data set that --data names: glyphs, sort_of_clevr, cifar10, cifar100, or a folder of CIFAR's or ImageNet's."""
 from pathlib import Path
 
 from data.images.cifar import CIFAR, FILES, STATISTICS, class_names, fetch_cifar, load_cifar
@@ -15,7 +15,8 @@ def load(name, *, data_dir, image_size=None, val_size, workers=None, objects=Fal
 
     name: glyphs, sort_of_clevr, cifar10, cifar100, or the path of a folder. data_dir: where downloads are kept.
     image_size: ImageNet: height and width of a crop, default 224. val_size: how many of the training images are for
-    validation. workers: ImageNet: processes that read images. objects: see Questions. Raises ValueError or DownloadError, one line.
+    validation. workers: ImageNet: processes that read images. objects: see Questions. Raises ValueError or
+    DownloadError, one line.
     """
     folder = Path(name).expanduser()
     kind = name if name in ("glyphs", "sort_of_clevr", *CIFAR) else kind_of(folder)
@@ -51,4 +52,5 @@ def kind_of(folder):
     layouts = "data_batch_1.bin, ... (CIFAR-10), train.bin (CIFAR-100) or train/<class>/*.JPEG (ImageNet)"
     if folder.is_dir():
         raise ValueError(f"{folder} is not a folder with {layouts}")
-    raise ValueError(f"no folder {folder}: --data takes glyphs, sort_of_clevr, cifar10, cifar100, or a folder with {layouts}")
+    raise ValueError(f"no folder {folder}: --data takes glyphs, sort_of_clevr, cifar10, cifar100, or a folder with "
+                     f"{layouts}")

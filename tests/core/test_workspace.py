@@ -253,7 +253,7 @@ def test_without_slots_the_model_is_the_one_without_a_workspace():
         f"stack.blocks.{i}.mlp.{W}.weight" for i in (0, 1) for W in ("W_1", "W_2")}
     control = make(memory_slots=0, n_ra=2, mlp_norm=True)
     further = {name.replace("mlp.mlp.", "mlp.") for name in with_slots.state_dict() if ".mlp.mlp." in name}
-    assert further == {name for name in control.state_dict() if ".mlp." in name}           # the control is all but memory
+    assert further == {name for name in control.state_dict() if ".mlp." in name}    # the control is all but memory
 
 
 def test_the_control_is_the_workspace_whose_memory_says_nothing():
@@ -302,8 +302,9 @@ def test_a_published_workspace_adds_437_568_numbers_to_its_mlp_of_which_1024_are
     cfg = TransformerConfig(d_model=768, n_heads=12, n_ra=0, bias=True, n_layers=1, position="learned", memory_slots=32,
                             memory_width=32, memory_heads=8, bottleneck=512)
     with torch.device("meta"):
-        counts = [sum(p.numel() for p in model.state_dict().values()) for model in (
-            VisionTransformer(c, image_size=32, patch_size=4, n_classes=10) for c in (cfg, replace(cfg, memory_slots=0)))]
+        models = [VisionTransformer(c, image_size=32, patch_size=4, n_classes=10)
+                  for c in (cfg, replace(cfg, memory_slots=0))]
+    counts = [sum(p.numel() for p in model.state_dict().values()) for model in models]
     assert counts[0] - counts[1] == 437_568
 
 
@@ -333,9 +334,11 @@ def test_a_small_memory_adds_at_most_a_tenth_of_the_arithmetic():
 @pytest.mark.parametrize("changes, words", [
     (dict(memory_slots=-1), "memory_slots=-1: must be at least 0"),
     (dict(memory_width=0), "memory_width=0: must be at least 1"), (dict(memory_heads=0), "memory_heads=0: must be"),
-    (dict(bottleneck=0), "bottleneck=0: must be at least 1"), (dict(memory_beta=0.0), "memory_beta=0.0 must be above 0"),
+    (dict(bottleneck=0), "bottleneck=0: must be at least 1"),
+    (dict(memory_beta=0.0), "memory_beta=0.0 must be above 0"),
     (dict(memory_beta=float("nan")), "memory_beta=nan must be above 0"),
-    (dict(memory_decay=1.1), "memory_decay=1.1 must be between 0 and 1"), (dict(memory_decay=-0.1), "memory_decay=-0.1"),
+    (dict(memory_decay=1.1), "memory_decay=1.1 must be between 0 and 1"),
+    (dict(memory_decay=-0.1), "memory_decay=-0.1"),
     (dict(balance=-0.1), "balance=-0.1 must be at least 0"), (dict(memory_queries="memry"), "did you mean memory?"),
     (dict(memory_slots=4, recompute=True), "would write twice: give --memory_slots=0, or leave --recompute out")])
 def test_impossible_values_raise_an_error_that_says_what_is_allowed(changes, words):

@@ -221,7 +221,8 @@ def test_a_matched_baseline_belongs_to_the_dat_whose_parameters_it_has(tmp_path,
 def test_a_memory_is_compared_with_the_models_that_lack_it_and_named(tmp_path, shown):
     plain = dict(memory_slots=0, mlp_norm=False, memory_queries="memory", bottleneck=64)
     for i, (n_ra, options) in enumerate([(0, {}), (0, dict(mlp_norm=True)), (0, dict(memory_slots=32)), (4, {}),
-                                         (4, dict(memory_slots=32)), (0, dict(memory_slots=32, memory_queries="learned"))]):
+                                         (4, dict(memory_slots=32)),
+                                         (0, dict(memory_slots=32, memory_queries="learned"))]):
         language_run(tmp_path / str(i), n_ra, 1, [3.0, 2.0 - i / 10], **{**plain, **options})
     text = shown(f"--runs={tmp_path}")
     pairs = {tuple(line.split(": ")[0].split(" - ")) for line in text.splitlines() if " - " in line}

@@ -137,7 +137,8 @@ def table(groups):
     if any(len(runs) >= FEWEST for runs in groups.values()):
         lines += ["", "±: half the 95% Student-t interval of the mean over seeds."]
     for level, accuracy in all_runs[0]["facts"].get("levels", {}).items():
-        lines += ["", f"Without vision, {LEVELS[level]}: " + ", ".join(f"{k} {v:.3f}" for k, v in accuracy.items()) + "."]
+        shares = ", ".join(f"{kind} {share:.3f}" for kind, share in accuracy.items())
+        lines += ["", f"Without vision, {LEVELS[level]}: {shares}."]
     if in_paper:
         lines += ["", "Published: after 13.1 billion of Llama's tokens; ours are GPT-2's: losses compare roughly."]
     accuracies = [name for name in metrics if METRICS[name][2]]       # easier to judge than a loss, where there are any

@@ -18,5 +18,6 @@ def draw_predictions(images, labels, probabilities, class_names, path, columns=8
             ax.imshow(image.transpose(1, 2, 0))
             truth = "" if k == label else f"\nis {class_names[label]}"
             question = f"{captions[i]}:\n" if captions else ""
-            ax.set_title(f"{question}{class_names[k]} {p[k]:.0%}{truth}", fontsize=8, color="#cc3311" if truth else "black")
+            ax.set_title(f"{question}{class_names[k]} {p[k]:.0%}{truth}", fontsize=8,
+                         color="#cc3311" if truth else "black")
         fig.savefig(path, dpi=110)

@@ -30,8 +30,8 @@ def draw_slots(images, shares, titles, path, n_patches=7, n_slots=32):
             ax.imshow(np.concatenate([np.concatenate(rows[:half]), gap, np.concatenate(rows[half:])], 1))
             ax.set_title(title)
             ax.axis("off")
-        fig.supxlabel("a row is a slot: the share of each place in its attention, dark is much; then the patches that it "
-                      "attends to most", fontsize=9)
+        fig.supxlabel("a row is a slot: the share of each place in its attention, dark is much; then the patches that "
+                      "it attends to most", fontsize=9)
         fig.savefig(path, dpi=150)
 
 
