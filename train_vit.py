@@ -204,6 +204,7 @@ def by_subtype(model, data, device, dtype):
     """Of Sort-of-CLEVR, the share of right answers to each kind of test questions; of other data nothing."""
     if data.name != "sort_of_clevr":
         return {}
+    model.eval()
     right = []
     for x, y, questions in data.batches("test", 250):
         with training.autocast(device, dtype):

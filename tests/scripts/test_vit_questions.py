@@ -77,23 +77,28 @@ def test_questions_are_scored_by_kind_beside_two_levels_without_vision(options, 
             *options, f"--out_dir={tmp_path}"]
     train_vit.main(args)
     shown = capsys.readouterr().out
+    subtype = images.Questions(val_size=20).subtype
     assert len(folders(tmp_path)) == 4                                 # DAT and Transformer, with and without memory
     assert shown.count("  guessing: all 0.") == shown.count("  counting: all 0.") == 4
     assert "Without vision, counting shapes while ignoring all places: all 0." in (tmp_path / "table.md").read_text()
     for folder in folders(tmp_path):
         scores = json.loads((folder / "config.json").read_text())["scores"]
         assert scores.keys() == {"test_loss", "test_accuracy", "images", "nearest", "furthest", "count"}
+        mean = sum(scores[kind] * (subtype == i).mean() for i, kind in enumerate(SUBTYPES) if kind in scores)
+        assert mean == pytest.approx(scores["test_accuracy"])          # of the model as it is after training
         assert (folder / "predictions.png").exists() == (not options)
     train_vit.main(args)
     assert capsys.readouterr().out.count(": reused") == 4
 
 
-def test_the_accuracies_by_kind_average_to_that_of_all_questions(few_questions):
+def test_the_accuracies_by_kind_average_to_that_of_all_questions_and_leave_the_memory_alone(few_questions):
     data = images.Questions(val_size=20)
-    cfg = Config(d_model=16, n_layers=1, n_heads=2, n_ra=1, data="sort_of_clevr", patch_size=25)
+    cfg = Config(d_model=16, n_layers=1, n_heads=2, n_ra=1, data="sort_of_clevr", patch_size=25, memory_slots=4)
     torch.manual_seed(0)
-    model = make_model(cfg, data).eval()
+    model = make_model(cfg, data).train()
+    before = model.stack.blocks[0].mlp.memory.clone()
     shares = train_vit.by_subtype(model, data, CPU, torch.float32)
+    assert torch.equal(model.stack.blocks[0].mlp.memory, before)
     kinds = list(SUBTYPES)
     counts = {kind: (data.subtype == kinds.index(kind)).sum() for kind in shares}
     assert sum(counts.values()) == 300
