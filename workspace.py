@@ -134,7 +134,8 @@ def slot_statistics(model):
     statistics = {}
     for i, layer in enumerate(workspaces(model), 1):
         gamma, M = F.normalize(layer.memory.double(), dim=-1).cpu(), len(layer.memory)
-        share = torch.linalg.svdvals(gamma)
+        # svdvals raises an error for a memory of NaN; then both numbers are NaN
+        share = torch.linalg.svdvals(gamma) if gamma.isfinite().all() else gamma.sum(1)
         statistics[f"rank_{i}"] = torch.special.entr(share / share.sum()).sum().exp().item()
         statistics[f"cosine_{i}"] = ((gamma @ gamma.mT).sum().item() - M) / max(1, M * (M - 1))
     return statistics

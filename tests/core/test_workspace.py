@@ -1,5 +1,6 @@
 """The global workspace of the Associative Transformer: what is written to its memory, what is read, what it costs."""
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -242,6 +243,8 @@ def test_the_effective_rank_of_equal_slots_is_1_and_of_orthogonal_slots_their_nu
     assert list(statistics) == ["rank_1", "cosine_1", "rank_2", "cosine_2"]
     assert list(statistics.values()) == pytest.approx([1, 1, 4, 0], abs=1e-6)
     assert slot_statistics(make(memory_slots=0)) == {}
+    one.fill_(float("nan"))
+    assert all(math.isnan(slot_statistics(model)[name]) for name in ("rank_1", "cosine_1"))
 
 
 # ---- the model around it ---------------------------------------------------------------------------------------------
