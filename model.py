@@ -407,10 +407,10 @@ class VisionTransformer(nn.Module):
         if (questions is None) != (self.question is None):
             raise ValueError("questions: give them if the model has a question_size, and only then")
         x = self.embedding(patchify(images, self.patch_size))                      # (B, patches, d_model)
-        if self.cls is not None:
-            x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)              # (B, 1 + patches, d_model)
         if self.question is not None:
             x = torch.cat([self.question(questions)[:, None], x], dim=1)           # (B, 1 + patches, d_model)
+        if self.cls is not None:
+            x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)              # (B, 1 + patches, d_model)
         x = self.stack(x)
         x = x[:, 0] if self.pool == "cls" else x.mean(1)                           # (B, d_model)
         logits = self.head(self.norm(x))                                           # (B, n_classes)
