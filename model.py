@@ -24,6 +24,7 @@ from attention import Attention, Cache, as_in_autocast, rope_table, sinusoids
 from generation import stream
 from relational_attention import REL_ACTIVATIONS, RelationalAttention, RelationalCrossAttention
 from symbols import make_symbols
+from workspace import GlobalWorkspace
 
 
 @dataclass
@@ -61,6 +62,16 @@ class TransformerConfig:
     rel_activation: Literal[tuple(REL_ACTIVATIONS)] = "identity"         # on r
     ra_type: Literal["ra", "rca"] = "ra"    # relational attention, or relational cross-attention (ablation, App. D)
     share_qk: bool = False                  # both groups attend with the same W_q, W_k (App. B.1); needs n_sa = n_ra
+    # global workspace
+    memory_slots: int = 0                   # M, slots of the memory beside each MLP: see workspace.py; 0: none
+    memory_width: int = 16                  # D, numbers in a slot
+    memory_heads: int = 4                   # S, heads in which tokens compete for a slot
+    bottleneck: int = 64                    # k, how many tokens of the batch a slot attends to in each head
+    memory_beta: float = 1.0                # inverse temperature of the read
+    memory_decay: float = 0.9               # share of the old memory in the new one
+    balance: float = 0.01                   # weight of the balance loss, in training only
+    memory_queries: Literal["memory", "learned"] = "memory"   # what chooses tokens: memory, as published, or parameters
+    mlp_norm: bool = False                  # a norm behind the MLP, which a workspace always has: its control
 
     def __post_init__(self):
         """Raises ValueError, in one line, for what cannot be built."""
@@ -71,7 +82,8 @@ class TransformerConfig:
                 raise ValueError(f"{name}={value!r}: choose from {', '.join(choices)}"
                                  + (f"; did you mean {near[0]}?" if near else ""))
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "max_len", "n_symbols", "symbol_heads",
-                     "max_distance", "n_relations", "rel_proj_dim", "n_kv_heads"):
+                     "max_distance", "n_relations", "rel_proj_dim", "n_kv_heads", "memory_width", "memory_heads",
+                     "bottleneck"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         d_h = self.d_model // self.n_heads
@@ -90,7 +102,14 @@ class TransformerConfig:
                  f"d_model={self.d_model} is not a multiple of symbol_heads={self.symbol_heads}"),
                 (self.n_relations and not self.rel_proj_dim and self.n_ra * d_h % self.n_relations,
                  f"n_relations={self.n_relations} does not divide n_ra * d_h = {self.n_ra * d_h}: "
-                 f"give --rel_proj_dim too")):
+                 f"give --rel_proj_dim too"),
+                (self.memory_slots < 0, f"memory_slots={self.memory_slots}: must be at least 0 (no memory)"),
+                (not 0 < self.memory_beta < float("inf"), f"memory_beta={self.memory_beta} must be above 0 and finite"),
+                (not 0 <= self.memory_decay <= 1, f"memory_decay={self.memory_decay} must be between 0 and 1"),
+                (not 0 <= self.balance < float("inf"), f"balance={self.balance} must be at least 0 and finite"),
+                (self.memory_slots and self.recompute,
+                 "recompute runs a block twice, and a workspace would write twice: give --memory_slots=0, or leave "
+                 "--recompute out")):
             if wrong:
                 raise ValueError(message)
 
@@ -178,6 +197,25 @@ def make_norm(cfg):
     return nn.LayerNorm(cfg.d_model, bias=cfg.bias if cfg.norm_bias is None else cfg.norm_bias)
 
 
+def make_mlp(cfg):
+    """(B, T, d_model) -> the same shape: the MLP, with a norm behind it, or the workspace that contains both."""
+    if not cfg.memory_slots and not cfg.mlp_norm:
+        return MLP(cfg)
+    mlp = nn.Sequential(MLP(cfg), make_norm(cfg))
+    if not cfg.memory_slots:
+        return mlp
+    return GlobalWorkspace(cfg.d_model, mlp, slots=cfg.memory_slots, width=cfg.memory_width, heads=cfg.memory_heads,
+                           bottleneck=cfg.bottleneck, beta=cfg.memory_beta, decay=cfg.memory_decay,
+                           balance=cfg.balance, queries=cfg.memory_queries)
+
+
+def refuse_memory(cfg):
+    """Raises ValueError for a memory in a model that reads text."""
+    if cfg.memory_slots:
+        raise ValueError(f"memory_slots={cfg.memory_slots}: a workspace mixes the tokens of a whole batch, so that "
+                         f"tokens would see the future: give --memory_slots=0; it is for images")
+
+
 class EncoderBlock(nn.Module):
     """Algorithm 2: dual attention, then MLP. With causal=True it is the block of a language model."""
 
@@ -185,7 +223,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.norm_first, self.dropout = cfg.norm_first, nn.Dropout(cfg.dropout)
         self.norm_attention, self.attention = make_norm(cfg), DualAttention(cfg)
-        self.norm_mlp, self.mlp = make_norm(cfg), MLP(cfg)
+        self.norm_mlp, self.mlp = make_norm(cfg), make_mlp(cfg)
 
     def forward(self, x, symbols=None, *, causal=False, mask=None, rope=None, cache=None):
         """x (B, T, d_model), symbols as in RelationalAttention or None -> (B, T, d_model)."""
@@ -295,6 +333,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
+        refuse_memory(cfg)
         self.cfg = cfg
         self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.stack = Stack(cfg)
@@ -333,39 +372,54 @@ class VisionTransformer(nn.Module):
     """Images to classes (Dosovitskiy et al., 2021): the tokens are patches, and each attends to all of them.
 
     pool: "cls" reads the class token alone, "mean" averages the patches and has no class token, "mean_cls" averages
-    the class token in with them, as the authors' code does. Raises ValueError for sizes that do not fit.
+    the class token in with them, as the authors' code does. image_size: height and width, or a pair of them.
+    question_size: if given, each image comes with a question of so many numbers, a token in the class token's place
+    whatever `pool` is. Raises ValueError for sizes that do not fit.
     """
 
-    def __init__(self, cfg, *, image_size, patch_size, n_classes, pool="mean", channels=3):
+    def __init__(self, cfg, *, image_size, patch_size, n_classes, pool="mean", channels=3, question_size=0):
         super().__init__()
-        if image_size % patch_size:
+        height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+        if height % patch_size or width % patch_size:
             raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
         if pool not in ("cls", "mean", "mean_cls"):
             raise ValueError(f"pool={pool!r}: choose from cls, mean, mean_cls")
-        self.patch_size, self.pool, self.shape = patch_size, pool, (channels, image_size, image_size)
-        n_tokens = (image_size // patch_size) ** 2 + (pool != "mean")
+        self.patch_size, self.pool, self.shape = patch_size, pool, (channels, height, width)
+        has_cls = pool != "mean" and not question_size
+        n_tokens = (height // patch_size) * (width // patch_size) + (has_cls or question_size > 0)
         self.cfg = cfg = replace(cfg, max_len=n_tokens)
-        width = patch_size ** 2 * channels
-        self.embedding = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, cfg.d_model), nn.LayerNorm(cfg.d_model))
-        self.cls = nn.Parameter(torch.randn(cfg.d_model)) if pool != "mean" else None
+        size = patch_size ** 2 * channels
+        self.embedding = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, cfg.d_model), nn.LayerNorm(cfg.d_model))
+        self.cls = nn.Parameter(torch.randn(cfg.d_model)) if has_cls else None
+        self.question = nn.Linear(question_size, cfg.d_model) if question_size else None
         self.stack = Stack(replace(cfg, final_norm=False))                         # applied after pooling, below
         self.norm = make_norm(cfg) if cfg.final_norm else nn.Identity()
         self.head = nn.Linear(cfg.d_model, n_classes)
 
-    def forward(self, images, targets=None):
+    def forward(self, images, targets=None, questions=None):
         """images (B, C, H, W) -> logits (B, n_classes) and, given targets, their mean cross-entropy in nats.
 
-        targets: classes (B,), or probabilities (B, n_classes) where labels are mixed or smoothed.
+        targets: classes (B,), or probabilities (B, n_classes) where labels are mixed or smoothed. In training the
+        balance loss of the memories, if there are any, is added. questions: (B, question_size).
         """
         if images.shape[1:] != self.shape:
             raise ValueError(f"images of shape {tuple(images.shape[1:])}, but the model was made for {self.shape}")
+        if (questions is None) != (self.question is None):
+            raise ValueError("questions: give them if the model has a question_size, and only then")
         x = self.embedding(patchify(images, self.patch_size))                      # (B, patches, d_model)
+        if self.question is not None:
+            x = torch.cat([self.question(questions)[:, None], x], dim=1)           # (B, 1 + patches, d_model)
         if self.cls is not None:
             x = torch.cat([self.cls.expand(x.size(0), 1, -1), x], dim=1)              # (B, 1 + patches, d_model)
         x = self.stack(x)
         x = x[:, 0] if self.pool == "cls" else x.mean(1)                           # (B, d_model)
         logits = self.head(self.norm(x))                                           # (B, n_classes)
-        return logits, None if targets is None else F.cross_entropy(logits, targets)
+        if targets is None:
+            return logits, None
+        loss = F.cross_entropy(logits, targets)
+        if self.cfg.memory_slots and self.training:
+            loss = loss + sum(block.mlp.take_balance_loss() for block in self.stack.blocks)
+        return logits, loss
 
 
 class Seq2SeqTransformer(nn.Module):
@@ -378,6 +432,7 @@ class Seq2SeqTransformer(nn.Module):
 
     def __init__(self, cfg, *, n_layers_decoder=None, n_ra_decoder=None):
         super().__init__()
+        refuse_memory(cfg)
         self.cfg = cfg
         n_ra = cfg.n_ra if n_ra_decoder is None else n_ra_decoder
         self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)

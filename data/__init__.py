@@ -1,1 +1,1 @@
-"""Data sets, one folder each, and the downloader."""
+"""Data sets, one folder or file each, and the downloader."""

@@ -21,9 +21,14 @@ attends to all T tokens, causal or not, and an embedding lookup is free. Multipl
       symbols    symbolic: x W_q, F_lib, S_lib    d^2 + 2 n_symbols d           in each layer, if shared, too
                  relative, positional             0; but relative symbols, counted for each sequence, need s W_s
                                                   for min(2 max_distance + 1, 2 T - 1) offsets
+      workspace  Xi W_k, Xi W_v                   2 d S D                       S heads of width D, M slots
+                 q k^T, G v                       2 S M D                       G counted with its zeros
+                 Xi Y^T, and what it reads        2 M d
+                 gamma W_q, h W_o, gamma W_LT     0: once for a whole batch
 
 Relational cross-attention has no relations: the same five and the symbols. share_qk saves weights, not work: both
-groups apply W_q, W_k, and both count. A frozen S_lib counts as if it had a gradient.
+groups apply W_q, W_k, and both count. A frozen S_lib counts as if it had a gradient. Evaluation needs 2 M d of the
+workspace alone, since it only reads.
 """
 import re
 
@@ -53,6 +58,9 @@ def per_token(cfg):
         layer += R * T * p + cfg.n_ra * T * R + cfg.n_ra * R * d_h     # r_ij, sum_j alpha_ij r_ij, then W_r
     if cfg.n_ra and cfg.symbols == "symbolic":
         layer += d ** 2 + 2 * cfg.n_symbols * d
+    S, M, D = cfg.memory_heads, cfg.memory_slots, cfg.memory_width
+    if M:
+        layer += 2 * d * S * D + 2 * S * M * D + 2 * M * d
     return 3 * 2 * (cfg.n_layers * layer + d * cfg.vocab_size)
 
 

@@ -76,7 +76,7 @@ def largest_tensor(plain_blocks):
     return LargestTensor
 
 
-READING_ORDER = ["relational_attention", "symbols", "attention", "dropout_and_precision", "model", "conversion",
+READING_ORDER = ["relational_attention", "symbols", "attention", "dropout_and_precision", "model", "workspace", "conversion",
                  "generation", "vision", "seq2seq", "theorem1"]
 
 

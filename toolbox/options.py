@@ -1,6 +1,6 @@
 """The command line: one dataclass is the list of options. Fields give names, types and defaults, comments the help.
 
-Default < preset < command line. Comma lists make sweeps: --seed=1,2,3 --n_ra=0,4 is six runs.
+Default < preset < command line. Comma lists make sweeps: --seed=1,2,3 --n_ra=0,4 is six runs. So do tuples in a preset.
 """
 import argparse
 import difflib
@@ -108,7 +108,7 @@ def parse_options(Config, presets=None, argv=None, grid=None):
     given = vars(given)
     preset = presets[given.pop("preset")] if "preset" in given else {}
     with one_line_errors():
-        values = {**(grid or {}), **{name: [value] for name, value in preset.items()},
+        values = {**(grid or {}), **{name: one if type(one) is tuple else (one,) for name, one in preset.items()},
                   **{name: option_values(name, kinds[name], text) for name, text in given.items()}}
         return [Config(**dict(zip(values, one))) for one in itertools.product(*values.values())]
 

@@ -58,18 +58,42 @@ class TrainingOptions:
 RELATIONAL = ("symbols", "n_symbols", "symbol_heads", "trainable_symbols", "max_distance", "shared_symbols",
               "n_relations", "rel_proj_dim", "symmetric", "rel_activation", "ra_type", "share_qk", "n_ra_decoder",
               "dat_n_kv_heads", "dat_attention_bias", "dat_bias")
+# options of a memory, which have no effect without slots
+MEMORY = ("memory_width", "memory_heads", "bottleneck", "memory_beta", "memory_decay", "balance", "memory_queries")
+
+
+def without_effect(options):
+    """Names of the options that change nothing in a model with these options, a dict."""
+    return (() if options["n_ra"] else RELATIONAL) + (("mlp_norm",) if n_slots(options) else MEMORY)
+
+
+def n_slots(options):
+    """Slots of the memory in these options, a dict from this program, an older one's record or a CSV file."""
+    return int(options.get("memory_slots") or 0)
+
+
+def simplified(cfg, **changes):
+    """cfg with these changes, and what has no effect in it at its default: one run for all that are the same model."""
+    cfg = replace(cfg, **changes)
+    unused = without_effect(vars(cfg))
+    return replace(cfg, **{f.name: f.default for f in fields(cfg) if f.name in unused})
 
 
 def with_baselines(configs, make_model):
     """Each DAT followed by its baseline: the Transformer with as many heads in all, same seed, same data order.
 
-    With match_params the Transformer's d_ff is chosen so that the parameters of make_model(cfg) agree within 1%.
-    Raises ValueError for a model that cannot be built, before anything is trained.
+    The baseline of a DAT with a memory keeps the memory. With match_params the Transformer's d_ff is chosen so that the
+    parameters of make_model(cfg) agree within 1%; and so is that of a model without memory that is in this list beside
+    one with memory. Raises ValueError for a model that cannot be built, before anything is trained.
     """
     runs = []
     for cfg in configs:
-        defaults = {f.name: f.default for f in fields(cfg) if f.name in RELATIONAL}  # one baseline for all kinds of DAT
-        transformer = replace(cfg, n_ra=0, **defaults)
+        cfg = simplified(cfg)
+        with_memory = [other for other in configs if other.memory_slots and
+                       simplified(other, memory_slots=0, mlp_norm=False) == simplified(cfg, mlp_norm=False)]
+        if cfg.match_params and with_memory:
+            cfg = match_parameters(cfg, count_parameters(make_model, with_memory[0]), make_model)
+        transformer = simplified(cfg, n_ra=0)
         if cfg.n_ra and cfg.match_params:
             transformer = match_parameters(transformer, count_parameters(make_model, cfg), make_model)
         pair = [transformer] if cfg.n_ra == 0 else [cfg, transformer] if cfg.baseline else [cfg]

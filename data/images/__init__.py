@@ -10,6 +10,7 @@ finished model only.
 sources.py     load: the data set that --data names
 glyphs.py      characters in many fonts, generated: `python -m data.images.glyphs` draws examples
 cifar.py       the files of CIFAR-10 and CIFAR-100
+questions.py   Sort-of-CLEVR: images with questions about them
 dataset.py     a data set in memory; the order of the training images
 imagenet.py    ImageNet from a folder, read by worker processes
 augment.py     random crops, mirror images, MixUp, CutMix, normalisation
@@ -18,7 +19,8 @@ from data.images.cifar import CIFAR, FILES, FOLDERS, STATISTICS, class_names, fe
 from data.images.cifar import load_cifar100
 from data.images.dataset import Images, rows_of
 from data.images.imagenet import ImageNet
+from data.images.questions import N_IMAGES, Questions
 from data.images.sources import N_GLYPHS, kind_of, load
 
-__all__ = ["CIFAR", "FILES", "FOLDERS", "ImageNet", "Images", "N_GLYPHS", "STATISTICS", "class_names", "fetch_cifar",
-           "kind_of", "load", "load_cifar", "load_cifar10", "load_cifar100", "rows_of"]
+__all__ = ["CIFAR", "FILES", "FOLDERS", "ImageNet", "Images", "N_GLYPHS", "N_IMAGES", "Questions", "STATISTICS",
+           "class_names", "fetch_cifar", "kind_of", "load", "load_cifar", "load_cifar10", "load_cifar100", "rows_of"]

@@ -1,26 +1,32 @@
-"""The data set that --data names: glyphs, cifar10, cifar100, or a folder in the layout of CIFAR or ImageNet."""
+"""The data set that --data names: glyphs, sort_of_clevr, cifar10, cifar100, or a folder of CIFAR's or ImageNet's."""
 from pathlib import Path
 
 from data.images.cifar import CIFAR, FILES, STATISTICS, class_names, fetch_cifar, load_cifar
 from data.images.dataset import Images
 from data.images.imagenet import ImageNet
+from data.images.questions import Questions
+from data.sort_of_clevr import SIZE
 
 N_GLYPHS = {"train": 42_000, "test": 4_000}   # how many are drawn, for training and validation, and for testing
 
 
-def load(name, *, data_dir, image_size=None, val_size, workers=None, device="cpu"):
-    """-> Images, or ImageNet for a folder in its layout.
+def load(name, *, data_dir, image_size=None, val_size, workers=None, objects=False, device="cpu"):
+    """-> Images, or ImageNet for a folder in its layout, or Questions for sort_of_clevr.
 
-    name: glyphs, cifar10, cifar100, or the path of a folder. data_dir: where downloads are kept.
+    name: glyphs, sort_of_clevr, cifar10, cifar100, or the path of a folder. data_dir: where downloads are kept.
     image_size: ImageNet: height and width of a crop, default 224. val_size: how many of the training images are for
-    validation. workers: ImageNet: processes that read images. Raises ValueError or DownloadError, one line.
+    validation. workers: ImageNet: processes that read images. objects: see Questions. Raises ValueError or
+    DownloadError, one line.
     """
     folder = Path(name).expanduser()
-    kind = name if name in ("glyphs", *CIFAR) else kind_of(folder)
+    kind = name if name in ("glyphs", "sort_of_clevr", *CIFAR) else kind_of(folder)
     if kind == "imagenet":
         return ImageNet(folder, size=image_size or 224, val_size=val_size, device=device, workers=workers)
     if image_size:
-        raise ValueError(f"image_size={image_size}: only for ImageNet; images of {kind} are 32 pixels wide")
+        raise ValueError(f"image_size={image_size}: only for ImageNet; images of {kind} are "
+                         f"{SIZE if kind == 'sort_of_clevr' else 32} pixels wide")
+    if kind == "sort_of_clevr":
+        return Questions(val_size=val_size, objects=objects, device=device)
     if kind == "glyphs":
         from data.images import glyphs         # not above: `python -m data.images.glyphs` would import it twice
         train, test = (glyphs.generate(part, n, 0) for part, n in N_GLYPHS.items())
@@ -46,4 +52,5 @@ def kind_of(folder):
     layouts = "data_batch_1.bin, ... (CIFAR-10), train.bin (CIFAR-100) or train/<class>/*.JPEG (ImageNet)"
     if folder.is_dir():
         raise ValueError(f"{folder} is not a folder with {layouts}")
-    raise ValueError(f"no folder {folder}: --data takes glyphs, cifar10, cifar100, or a folder with {layouts}")
+    raise ValueError(f"no folder {folder}: --data takes glyphs, sort_of_clevr, cifar10, cifar100, or a folder with "
+                     f"{layouts}")

@@ -130,6 +130,42 @@ def test_without_a_final_norm_the_classifier_reads_the_pooled_tokens():
     torch.testing.assert_close(logits, model.head(states["x"].sum(1) / 9))
 
 
+# ---- questions -------------------------------------------------------------------------------------------------------
+
+def asked(pool="mean", **options):
+    torch.manual_seed(0)
+    cfg = TransformerConfig(d_model=16, n_layers=2, n_heads=4, n_ra=2, position="learned", symbols="positional")
+    options = {**dict(image_size=SIZE, patch_size=PATCH), **options}
+    return VisionTransformer(cfg, n_classes=3, pool=pool, question_size=5, **options).double().eval()
+
+
+@pytest.mark.parametrize("pool", ["mean", "mean_cls", "cls"])
+def test_a_question_is_the_first_token_in_the_class_tokens_place(pool):
+    model, states, questions = asked(pool), {}, torch.rand(2, 5, dtype=torch.double)
+    model.stack.register_forward_pre_hook(lambda module, args: states.update(x=args[0]))
+    logits, loss = model(images(), torch.tensor([0, 2]), questions)
+    assert states["x"].shape == (2, 10, 16) == (2, model.cfg.max_len, 16) and model.cls is None
+    weight, bias = model.question.weight, model.question.bias
+    torch.testing.assert_close(states["x"][:, 0], questions @ weight.T + bias)
+    torch.testing.assert_close(states["x"][:, 1:], model.embedding(patchify(images(), PATCH)))
+    other = model(images(), None, questions.flip(0))[0]
+    assert (other - logits).abs().max() > 1e-4 and loss.isfinite()
+
+
+def test_objects_are_an_image_of_one_row_whose_patches_are_pixels():
+    model = asked("cls", image_size=(1, 6), patch_size=1, channels=7)
+    x, q = torch.rand(2, 7, 1, 6, dtype=torch.double), torch.rand(2, 5, dtype=torch.double)
+    assert torch.equal(patchify(x, 1), x[:, :, 0].mT)
+    assert model.cfg.max_len == 7 and model(x, None, q)[0].shape == (2, 3)
+
+
+def test_a_model_without_questions_has_no_parameter_for_them_and_neither_is_forgotten():
+    assert not [name for name in make().state_dict() if "question" in name]
+    for model, arguments in ((make(), (None, torch.rand(2, 5, dtype=torch.double))), (asked(), ())):
+        with pytest.raises(ValueError, match="questions: give them if the model has a question_size, and only then"):
+            model(images(), *arguments)
+
+
 @pytest.mark.parametrize("changes, words", [(dict(patch_size=5), "image_size=12 is not a multiple of patch_size=5"),
                                             (dict(pool="max"), "pool='max': choose from cls, mean, mean_cls")])
 def test_sizes_that_do_not_fit_raise_an_error_that_names_them(changes, words):

@@ -5,7 +5,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from extras.flops import PEAK, describe, per_token, utilisation
-from model import LanguageModel, TransformerConfig
+from model import LanguageModel, TransformerConfig, VisionTransformer
 from relational_attention import RelationalAttention
 
 # The sizes are all different, so that no term can be mistaken for another; d_h is 6.
@@ -92,6 +92,22 @@ def test_a_frozen_library_is_counted_as_if_it_were_trained(literal_form):
     cfg = config(trainable_symbols=False)
     its_gradient = 2 * cfg.n_layers * cfg.max_len * cfg.n_symbols * cfg.d_model
     assert counted(cfg, backward=True) == per_token(cfg) * cfg.max_len - its_gradient
+
+
+@pytest.mark.parametrize("queries", ["memory", "learned"])
+def test_a_workspace_takes_what_pytorch_counts_for_each_further_image(queries):
+    """Of what it adds to a vision Transformer; the operations on the memory itself are the same for any batch."""
+    def added(n):
+        counts = []
+        for slots in (0, 11):
+            m = VisionTransformer(config(n_ra=0, position="learned", memory_slots=slots, memory_width=5, memory_heads=3,
+                                         bottleneck=4, memory_queries=queries), image_size=6, patch_size=3, n_classes=2)
+            with FlopCounterMode(display=False) as counter:
+                m(torch.rand(n, 3, 6, 6), torch.zeros(n, dtype=torch.long))[1].backward()
+            counts.append(counter.get_total_flops())
+        return counts[1] - counts[0]
+    shape = dict(n_ra=0, memory_width=5, memory_heads=3)
+    assert added(3) - added(2) == 4 * (per_token(config(memory_slots=11, **shape)) - per_token(config(**shape)))
 
 
 def test_a_transformer_takes_6_operations_per_weight_and_12_L_T_d_for_attention():

@@ -25,7 +25,7 @@ SCRIPTS = {
     train_lm: ["--max_len=16", "--n_symbols=4", "--symbol_heads=2", "--eval_windows=8", "--micro_batch=3"],
     train_seq2seq: ["--train_size=30", "--val_size=6"],
     train_vit: ["--val_size=40", "--grad_accum=2", "--crop_padding=2", "--cutmix=1", "--mixup=0.5",
-                "--label_smoothing=0.1"]}
+                "--label_smoothing=0.1", "--memory_slots=4", "--bottleneck=8"]}
 
 
 @pytest.fixture(scope="module", autouse=True)

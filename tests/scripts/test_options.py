@@ -44,6 +44,12 @@ def test_default_then_preset_then_command_line():
     assert (cfg.d_model, cfg.fast, cfg.n_kv_heads, cfg.path) == (128, False, None, "x,y")
 
 
+def test_a_tuple_in_a_preset_is_a_list_and_gives_way_to_the_command_line():
+    presets = {"both": dict(n_ra=(0, 4), steps=20)}
+    assert [(r.n_ra, r.steps) for r in parse_options(Options, presets, ["--preset=both"])] == [(0, 20), (4, 20)]
+    assert [r.n_ra for r in parse_options(Options, presets, ["--preset=both", "--n_ra=2"])] == [2]
+
+
 def test_comma_lists_make_every_combination():
     runs = parse_options(Options, argv=["--n_ra=0,4", "--rate=0.1,0.2", "--symbols=relative,symbolic"])
     assert [(r.n_ra, r.rate, r.symbols) for r in runs] == [
@@ -129,7 +135,7 @@ def test_help_shows_every_option_in_its_group_with_its_comment_and_default(scrip
     text = capsys.readouterr().out
     headings = re.findall(r"^(\w[\w ]*):$", text, re.MULTILINE)
     own = ["augmentation"] if script is train_vit else []
-    assert headings == ["options", "model", "relational heads", "data", *own, "training", "running"]
+    assert headings == ["options", "model", "relational heads", "global workspace", "data", *own, "training", "running"]
     squeezed = lambda text: re.sub(r"[\s-]+", "", text)               # noqa: E731  (lines wrap at spaces and hyphens)
     parts = dict(zip(headings, re.split(r"^\w[\w ]*:$", text, flags=re.MULTILINE)[1:]))
     comments, groups = comments_and_groups(script.Config)

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import plot
-from toolbox.figures import curves, drawing, mathematics
+from toolbox.figures import curves, drawing, mathematics, slots
 from toolbox.figures.runs import group_runs, labels, load_run
 
 ROOT = Path(plot.__file__).parent
@@ -216,6 +216,33 @@ def test_a_matched_baseline_belongs_to_the_dat_whose_parameters_it_has(tmp_path,
         change(tmp_path / name, n_parameters=n_parameters)
     assert [line.split(":")[0] for line in shown(f"--runs={tmp_path}").splitlines() if " - Transformer" in line] == [
         "DAT 4+4, d_ff=default - Transformer 8+0, d_ff=7", "DAT 6+2, d_ff=default - Transformer 8+0, d_ff=9"]
+
+
+def test_a_memory_is_compared_with_the_models_that_lack_it_and_named(tmp_path, shown):
+    plain = dict(memory_slots=0, mlp_norm=False, memory_queries="memory", bottleneck=64)
+    for i, (n_ra, options) in enumerate([(0, {}), (0, dict(mlp_norm=True)), (0, dict(memory_slots=32)), (4, {}),
+                                         (4, dict(memory_slots=32)),
+                                         (0, dict(memory_slots=32, memory_queries="learned"))]):
+        language_run(tmp_path / str(i), n_ra, 1, [3.0, 2.0 - i / 10], **{**plain, **options})
+    text = shown(f"--runs={tmp_path}")
+    pairs = {tuple(line.split(": ")[0].split(" - ")) for line in text.splitlines() if " - " in line}
+    vit, control = "Transformer 8+0, mlp_norm=False", "Transformer 8+0, mlp_norm=True"
+    ait, learned = "AiT 8+0, memory_queries=memory", "AiT 8+0, memory_queries=learned"
+    dat, both = "DAT 4+4, mlp_norm=False", "DAT with workspace 4+4, memory_queries=memory"
+    assert pairs == {(control, vit), (ait, vit), (ait, control), (learned, vit), (learned, control),
+                     (dat, vit), (both, ait), (both, dat)}
+
+
+def test_a_row_of_slots_shows_where_it_attends_and_its_strongest_patches():
+    images = np.random.default_rng(0).integers(0, 255, (3, 12, 12, 3)).astype(np.uint8)
+    share = np.zeros((3, 4))
+    share[1, 2], share[2, 1] = 0.7, 0.3                                # first the patch at the lower left of image 1
+    row = slots.slot_row(images, share, share.sum(0) / 0.7, 2, 2)
+    cells = [row[:slots.CELL, i * (slots.CELL + slots.GAP):][:, :slots.CELL] for i in range(3)]
+    assert np.array_equal(cells[1], np.repeat(np.repeat(images[1, 6:, :6], 4, 0), 4, 1))
+    assert np.array_equal(cells[2], np.repeat(np.repeat(images[2, :6, 6:], 4, 0), 4, 1))
+    dark = cells[0].sum(-1).astype(float)
+    assert dark[-1, 0] < dark[0, -1] < dark[0, 0] == dark[-1, -1]      # 0.7, 0.3 and twice nothing
 
 
 def test_seeds_on_different_data_are_not_one_group(tmp_path, shown):

@@ -3,11 +3,14 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import train_lm
+import train_vit
 from data.text import tokens
 from model import LanguageModel, TransformerConfig
 from toolbox import training
@@ -33,10 +36,40 @@ def test_baselines_follow_their_dat_and_come_once():
 def test_a_matched_baseline_has_as_many_parameters_within_one_percent():
     cfg, = parse_options(train_lm.Config, argv=["--match_params", "--vocab_size=256"])
     dat, twin = training.with_baselines([cfg], make_model)
-    assert dat is cfg and twin.n_ra == 0
+    assert dat == cfg and twin.n_ra == 0
     assert abs(training.count_parameters(make_model, twin) / training.count_parameters(make_model, dat) - 1) < 0.01
     with pytest.raises(ValueError, match="no d_ff brings"):
         training.with_baselines([replace(cfg, d_ff=1, dat_n_kv_heads=1, symbols="positional")], make_model)
+
+
+def vit_runs(*argv):
+    make = partial(train_vit.make_model, data=SimpleNamespace(size=32, n_classes=10))
+    configs = parse_options(train_vit.Config, train_vit.PRESETS, argv)
+    return training.with_baselines(configs, make), partial(training.count_parameters, make)
+
+
+def test_heads_and_slots_give_four_models():
+    runs, _ = vit_runs("--n_ra=0,4", "--memory_slots=0,32")
+    assert sorted((r.n_ra, r.memory_slots) for r in runs) == [(0, 0), (0, 32), (4, 0), (4, 32)]
+    runs, _ = vit_runs("--n_ra=4", "--memory_slots=32", "--memory_queries=learned")   # the baseline keeps the memory
+    assert [(r.n_ra, r.memory_slots, r.memory_queries) for r in runs] == [(4, 32, "learned"), (0, 32, "learned")]
+
+
+def test_options_of_a_memory_make_no_further_models_without_one():
+    runs, _ = vit_runs("--n_ra=0", "--memory_slots=0,8", "--memory_queries=memory,learned", "--bottleneck=16,32",
+                       "--mlp_norm=False,True")
+    with_memory = [(r.memory_queries, r.bottleneck, r.mlp_norm) for r in runs if r.memory_slots]
+    assert sorted(with_memory) == [(q, k, False) for q in ("learned", "memory") for k in (16, 32)]
+    assert sorted(r.mlp_norm for r in runs if not r.memory_slots) == [False, True] and len(runs) == 6
+
+
+def test_the_workspace_preset_trains_four_models_with_as_many_parameters():
+    runs, count = vit_runs("--preset=workspace", "--seed=1,2")
+    kinds = [(r.memory_slots, r.mlp_norm, r.memory_queries) for r in runs if r.seed == 2]
+    assert kinds == [(0, False, "memory"), (0, True, "memory"), (32, False, "memory"), (32, False, "learned")]
+    published = count(runs[4])
+    assert all(abs(count(r) / published - 1) < 0.01 for r in runs) and len(runs) == 8
+    assert {r.n_ra for r in runs} == {0} and runs[0].d_ff > runs[4].d_ff
 
 
 # ---- optimizer, learning rate, randomness ----------------------------------------------------------------------------

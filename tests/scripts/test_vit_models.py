@@ -32,6 +32,23 @@ def test_the_published_models_have_as_many_parameters_as_published(preset, data,
         assert n_parameters(replace(cfg, symmetric=False), data) == 6_615_658       # also published
 
 
+CLASSES, PATCHES, WIDTH = 10, 64, 768
+# in the published count, and never used there: a convolution (5 x 5, 3 colours), 65 positions and a class token
+NEVER_USED = (3 * 25 * WIDTH + WIDTH) + 65 * WIDTH + WIDTH
+THEIR_HEAD = 2 * PATCHES * WIDTH + PATCHES * WIDTH * CLASSES + CLASSES              # a norm and a layer over all T E
+OUR_HEAD = 2 * WIDTH + WIDTH * CLASSES + CLASSES                                    # over the mean of the tokens
+OUR_POSITIONS = PATCHES * WIDTH                                                     # theirs has none that it uses
+
+
+@pytest.mark.parametrize("n_layers, published", [(2, 15_784_426), (6, 45_876_970), (12, 91_015_786)])
+def test_the_published_ait_models_have_as_many_parameters_as_published(n_layers, published):
+    name = {2: "ait_small", 6: "ait_medium", 12: "ait_base"}[n_layers]
+    with torch.device("meta"):
+        model = make_model(Config(**PRESETS[name]), CIFAR10)
+    ours = sum(p.numel() for p in model.parameters()) + sum(b.numel() for b in model.buffers())   # memories count there
+    assert ours - OUR_HEAD - OUR_POSITIONS + THEIR_HEAD + NEVER_USED == published and NEVER_USED == 109_056
+
+
 @pytest.mark.parametrize("n_ra, n_sa", [(6, 10), (0, 16)])
 def test_the_imagenet_preset_is_the_papers_model(n_ra, n_sa):
     cfg = replace(Config(**{**PRESETS["imagenet"], "data": "somewhere"}), n_ra=n_ra)

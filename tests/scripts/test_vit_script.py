@@ -204,7 +204,7 @@ def test_damaged_images_of_a_folder_are_named_counted_and_left_out(tmp_path, cap
 # ---- wrong input -----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("wrong, words", [
-    ("--data=nowhere", "no folder nowhere: --data takes glyphs, cifar10, cifar100, or a folder"),
+    ("--data=nowhere", "no folder nowhere: --data takes glyphs, sort_of_clevr, cifar10, cifar100, or a folder"),
     ("--data={tmp}", "is not a folder with data_batch_1.bin"),
     ("--data={tmp}/flat", "has no folder val/: the expected layout is train/<class>"),
     ("--data={tmp}/cut", "has 3,000 bytes, not a multiple of the 3,073"),
@@ -222,6 +222,18 @@ def test_damaged_images_of_a_folder_are_named_counted_and_left_out(tmp_path, cap
     ("--val_size=10,20", "--val_size: give one value, not a list"),
     ("--pool=max", "choose from mean, mean_cls, cls"),
     ("--cutmx=1", "did you mean --cutmix"),
+    ("--memory_slots=-1", "memory_slots=-1: must be at least 0"),
+    ("--memory_slots=4 --memory_decay=2", "memory_decay=2.0 must be between 0 and 1"),
+    ("--memory_slots=4 --recompute", "would write twice"),
+    ("--memory_queries=lerned", "did you mean learned?"),
+    ("--preset=sort_of_clevr --flip", "change the answers to questions"),
+    ("--preset=sort_of_clevr --crop_padding=2", "change the answers to questions"),
+    ("--preset=sort_of_clevr --cutmix=1", "change the answers to questions"),
+    ("--preset=sort_of_clevr --mixup=1", "change the answers to questions"),
+    ("--data=sort_of_clevr", "patch_size=8 does not divide 75, the size of these images: give --patch_size=15"),
+    ("--preset=sort_of_clevr --image_size=64", "images of sort_of_clevr are 75 pixels wide"),
+    ("--preset=sort_of_clevr --val_size=9800", "there are only 9,800 training images of sort_of_clevr"),
+    ("--objects", "objects: only --data=sort_of_clevr has them"),
     ("--device=abacus", "device=abacus cannot be used here")])
 def test_wrong_input_is_one_clear_line(wrong, words, capsys, tmp_path):
     (tmp_path / "flat" / "train").mkdir(parents=True)

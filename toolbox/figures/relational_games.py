@@ -11,7 +11,7 @@ from toolbox.figures import drawing
 from toolbox.figures.runs import comparable, labels, measured, read_csv, write_csv
 from toolbox.run import NOT_COMPARED
 from toolbox.stats import FEWEST, half_interval, mean_text, paired_difference
-from toolbox.training import RELATIONAL
+from toolbox.training import without_effect
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "paper" / "relational_games.csv"
 SPRITES = ("pentos", "hexos", "stripes")
@@ -85,7 +85,7 @@ def grouped(runs):
     runs = sorted(runs, key=lambda run: -run["options"]["n_ra"])      # Transformers last
     identities = []
     for run in runs:
-        skipped = ("task", "train_size", "seed", *(RELATIONAL if run["options"]["n_ra"] == 0 else ()))
+        skipped = ("task", "train_size", "seed", *without_effect(run["options"]))
         identities.append({name: value for name, value in {**run["options"], **run["facts"]}.items()
                            if name not in skipped})
     groups = {}

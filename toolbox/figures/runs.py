@@ -8,7 +8,7 @@ import json
 import numpy as np
 
 from toolbox.run import NOT_COMPARED
-from toolbox.training import RELATIONAL
+from toolbox.training import MEMORY, RELATIONAL, n_slots, without_effect
 
 
 def run_folders(folder):
@@ -104,7 +104,7 @@ def group_runs(runs):
 
 def identity(run):
     """All that defines a run besides its seed: its options, and the data and dtype that it really had."""
-    skipped = ("seed", *NOT_COMPARED, *(RELATIONAL if run["options"]["n_ra"] == 0 else ()))
+    skipped = ("seed", *NOT_COMPARED, *without_effect(run["options"]))
     options = {k: "default" if v is None else v for k, v in run["options"].items() if k not in skipped}
     dtype = run["facts"].get("dtype", options.get("dtype"))           # the option may be "auto"
     return {**options, "data": run["facts"]["data"], "sha256": run["facts"]["sha256"][:8], "dtype": dtype}
@@ -112,7 +112,13 @@ def identity(run):
 
 def labels(identities):
     """A name for each dict of options: its heads, as in 'DAT 4+4', and the options in which the dicts differ."""
+    def kind(one):
+        if n_slots(one):
+            return "DAT with workspace" if one["n_ra"] else "AiT"
+        return "DAT" if one["n_ra"] else "Transformer"
     names = dict.fromkeys(name for one in identities for name in one if name not in ("n_ra", "n_heads"))
+    if len({n_slots(one) for one in identities} - {0}) == 1:
+        names.pop("memory_slots")                                     # "AiT" says it
     differing = [name for name in names if len({str(one[name]) for one in identities if name in one}) > 1]
 
     def n_kinds(names):
@@ -120,19 +126,26 @@ def labels(identities):
     without = [name for name in differing if name != "sha256"]
     if n_kinds(without) == n_kinds(differing):                        # a checksum only where nothing else differs
         differing = without
-    return [", ".join([f"{'DAT' if one['n_ra'] else 'Transformer'} {one['n_heads'] - one['n_ra']}+{one['n_ra']}",
+    return [", ".join([f"{kind(one)} {one['n_heads'] - one['n_ra']}+{one['n_ra']}",
                        *(f"{name}={one[name]}" for name in differing if name in one)]) for one in identities]
 
 
 def comparable(run, baseline):
-    """True for a DAT and a Transformer with the same data and options, but for those that make a DAT.
+    """True if the baseline lacks one part of the model, and data and options are the same but for those of this part.
 
-    A Transformer of another d_ff is the baseline of the DAT that has as many parameters, within 1% (--match_params).
+    The part: its relational heads; or its memory; or the norm behind its MLP, which a model with a memory has, too.
+    A baseline of another d_ff belongs to the model that has as many parameters, within 1% (--match_params).
     """
-    if not run["options"]["n_ra"] or baseline["options"]["n_ra"]:
+    mine, theirs = run["options"], baseline["options"]
+    more, less = (2 if n_slots(o) else 1 if o.get("mlp_norm") else 0 for o in (mine, theirs))
+    if mine["n_ra"] and not theirs["n_ra"]:
+        part = ("n_ra", *RELATIONAL)
+    elif mine["n_ra"] == theirs["n_ra"] and more > less:
+        part = ("memory_slots", "mlp_norm", *MEMORY)
+    else:
         return False
-    apart = ("n_ra", "seed", "d_ff", *RELATIONAL, *NOT_COMPARED)
-    mine, theirs = ({k: v for k, v in one["options"].items() if k not in apart} for one in (run, baseline))
+    apart = (*part, "seed", "d_ff", *NOT_COMPARED)
+    mine, theirs = ({k: v for k, v in o.items() if k not in apart} for o in (mine, theirs))
     same_width = (run["options"]["d_ff"] == baseline["options"]["d_ff"]
                   or abs(run["n_parameters"] / baseline["n_parameters"] - 1) <= 0.01)
     return mine == theirs and run["facts"] == baseline["facts"] and same_width
