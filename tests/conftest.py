@@ -72,7 +72,7 @@ def largest_tensor():
 
 
 READING_ORDER = ["relational_attention", "symbols", "attention", "dropout_and_precision", "model", "conversion",
-                 "generation", "vision", "seq2seq", "theorem1"]
+                 "generation", "vision", "seq2seq", "theorem1", "inside"]
 
 
 def pytest_collection_modifyitems(items):
