@@ -5,8 +5,9 @@ from helpers import SMALL, SYMBOLS, VARIANTS, language_model, randomise, symbol
 
 from model import Seq2SeqTransformer, TransformerConfig, VisionTransformer
 from toolbox import inside
-from toolbox.inside import derangement, layers_of, message_parts, watch, without, without_all
-from toolbox.inside.statistics import auc, auc_within_places, effective_number, probe, share_told_and_null, top_one
+from toolbox.inside import derangement, layers_of, message_parts, watch, watch_symbols, without, without_all
+from toolbox.inside.statistics import (auc, auc_within_places, effective_number, joint_with, probe,
+                                       share_told_and_null, top_one)
 
 IDX = torch.randint(13, (3, 9), generator=torch.Generator().manual_seed(1))
 RA = [options for options in VARIANTS if options.get("n_ra") != 0 and options.get("ra_type") != "rca"]
@@ -117,6 +118,17 @@ def test_attention_weights_of_sensory_heads_rebuild_their_output(options):
             hook.remove()
             v = values[0].unflatten(-1, (m.n_kv_heads, -1)).repeat_interleave(m.n_heads // m.n_kv_heads, -2)
             assert torch.allclose(torch.einsum("bhij,bjhd->bihd", layer.alpha, v).flatten(2), layer.heads, atol=1e-10)
+
+
+def test_how_much_of_each_symbol_a_token_takes_rebuilds_its_symbol():
+    model, seen = language_model(), []
+    model.stack.symbols[0].register_forward_hook(lambda m, args, out: seen.append(out))
+    with watch_symbols(model) as taken:
+        run(model)
+    library = model.stack.symbols[0].library.unflatten(1, (2, -1)).transpose(0, 1)           # (heads, symbols, d_h)
+    assert len(taken) == len(seen) == 2                                # in each layer
+    for p, symbols in zip(taken, seen):
+        assert torch.allclose((p @ library).transpose(0, 1).reshape(3, 9, -1), symbols, atol=1e-10)
 
 
 def test_rows_are_receivers_and_columns_are_senders():
@@ -257,22 +269,24 @@ def test_the_effective_number_of_symbols():
 
 
 def test_a_symbol_that_is_the_class_tells_all_of_it_and_a_constant_one_nothing():
-    tokens, class_of = torch.arange(200) % 20, torch.arange(20) % 3
-    assert share_told_and_null(torch.eye(3)[class_of[tokens]], tokens, class_of, 0)[0] == pytest.approx(1)
-    assert share_told_and_null(torch.full((200, 5), 0.2, dtype=torch.float64), tokens, class_of, 0)[0] == pytest.approx(0, abs=1e-9)
+    tokens, classes = torch.arange(200) % 20, torch.arange(20) % 3
+    told = share_told_and_null(joint_with(torch.eye(3)[classes[tokens]], tokens, 20), classes, 0)
+    assert told[0] == pytest.approx(1) and told[2] < 0.5
+    nothing = joint_with(torch.full((200, 5), 0.2, dtype=torch.float64), tokens, 20)
+    assert nothing.sum() == pytest.approx(1) and share_told_and_null(nothing, classes, 0)[0] == pytest.approx(0, abs=1e-9)
 
 
 def test_a_symbol_that_is_a_random_function_of_the_token_lies_in_its_own_band():
     g = torch.Generator().manual_seed(0)
     tokens = torch.multinomial(1 / torch.arange(1.0, 61), 5000, replacement=True, generator=g)      # as in texts
-    class_of, inside_band = torch.randint(5, (60,), generator=g), 0
+    classes, inside_band = torch.randint(5, (60,), generator=g), 0
     for seed in range(40):
         p = (3 * torch.randn(60, 16, generator=g)).softmax(-1)[tokens]
-        told, low, high = share_told_and_null(p, tokens, class_of, seed, shuffles=300)
+        told, low, high = share_told_and_null(joint_with(p, tokens, 60), classes, seed, shuffles=300)
         inside_band += low <= told <= high
     assert 34 <= inside_band                                           # 38 of 40 are expected
-    p = (3 * torch.randn(5, 16, generator=g)).softmax(-1)[class_of[tokens]]        # one that knows the class
-    told, low, high = share_told_and_null(p, tokens, class_of, 0, shuffles=300)
+    p = (3 * torch.randn(5, 16, generator=g)).softmax(-1)[classes[tokens]]         # one that knows the class
+    told, low, high = share_told_and_null(joint_with(p, tokens, 60), classes, 0, shuffles=300)
     assert told > high
 
 

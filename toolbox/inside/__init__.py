@@ -131,6 +131,25 @@ def message_parts(layer):
     return m.literal(*layer.given, **layer.options) - symbols, symbols
 
 
+@contextmanager
+def watch_symbols(model):
+    """Context whose list gets, for each layer in order, how much of each symbol tokens take: (heads, B T, n_symbols).
+
+    Of symbolic attention; other symbols depend on the position alone, and the list stays empty.
+    """
+    taken = []
+
+    @torch.no_grad()
+    def note(m, args, output):
+        q = split_heads(m.W_q(args[0]).flatten(0, 1)[None], m.n_heads)             # (1, heads, B T, d_h)
+        taken.append(attention_weights(q, split_heads(m.templates[None], m.n_heads))[0])
+    with ExitStack() as hooks:
+        for m in model.modules():
+            if hasattr(m, "templates"):
+                hooks.callback(m.register_forward_hook(note).remove)
+        yield taken
+
+
 # ---- what it does without a part -------------------------------------------------------------------------------------
 
 def without(layer, what, index=None, how="zero", seed=0):

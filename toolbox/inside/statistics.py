@@ -56,18 +56,21 @@ def share_told(joint):
     return told / entropy(classes)
 
 
-def share_told_and_null(p, tokens, class_of, seed, shuffles=1000):
-    """What a symbol tells of the class of its token, and what it would tell if classes were given to tokens at random.
+def joint_with(p, kinds, n_kinds):
+    """p (N, S), how much of each symbol N tokens take, and their kinds (N,) -> joint distribution (n_kinds, S)."""
+    return torch.zeros(n_kinds, p.size(1), dtype=torch.float64).index_add_(0, kinds, p.double()) / len(p)
 
-    p (N, S): how much of each symbol the tokens (N,) take; class_of (V,): the class of each token.
+
+def share_told_and_null(joint, classes, seed, shuffles=1000):
+    """What a symbol tells of the class of its token, and what it would tell if classes were given to kinds at random.
+
+    joint (kinds, S): of kinds of tokens and symbols; classes (kinds,): integers.
     -> the share of the classes' entropy, and the ends of the band in which 95% of `shuffles` random ones lie. Classes
-    are shuffled over the kinds of tokens that occur: a symbol that tells the token tells any class of tokens, too.
+    are shuffled over kinds of tokens, not over tokens: a symbol that tells the token tells any class of tokens, too.
     """
-    kinds, index = tokens.unique(return_inverse=True)
-    joint = torch.zeros(len(kinds), p.size(1), dtype=torch.float64).index_add_(0, index, p.double()) / len(tokens)
-    classes = class_of[kinds].unique(return_inverse=True)[1]           # (kinds,)
-    g = torch.Generator().manual_seed(seed)
-    orders = torch.stack([torch.arange(len(kinds)), *(torch.randperm(len(kinds), generator=g) for _ in range(shuffles))])
+    classes, g = classes.unique(return_inverse=True)[1], torch.Generator().manual_seed(seed)
+    orders = torch.stack([torch.arange(len(classes)),
+                          *(torch.randperm(len(classes), generator=g) for _ in range(shuffles))])
     members = torch.nn.functional.one_hot(classes[orders]).double()    # (1 + shuffles, kinds, classes)
     told = share_told(members.mT @ joint)
     low, high = told[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()

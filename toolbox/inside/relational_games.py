@@ -1,0 +1,185 @@
+"""Relational Games: what relations and attention tell of two objects, and how often answers are right without them."""
+import numpy as np
+import torch
+
+from data import relational_games as games
+from toolbox.figures import inside as figures
+from toolbox.figures.runs import labels
+from toolbox.inside import layers_of, message_parts, watch, without
+from toolbox.inside.statistics import auc_within_places, probe, top_one
+from toolbox.inside.tables import each, table
+from toolbox.run import NOT_COMPARED
+from toolbox.stats import mean_text
+from toolbox.training import RELATIONAL
+
+IMAGES = 1000                               # on which numbers are computed, unless --n says otherwise
+
+
+def look(runs, o, out):
+    """runs: look.Looked, of one task. -> the text of the tables, and the files drawn in `out`."""
+    options = [run.options for run in runs]
+    if len({one["task"] for one in options}) > 1:
+        raise ValueError(f"these cells learned different tasks ({', '.join(sorted({one['task'] for one in options}))}): "
+                         f"give those of one, as --from=CELL,CELL")
+    first = next((run for run in runs if run.options["n_ra"]), runs[0])
+    identities = [{name: value for name, value in one.items() if name not in ("seed", *NOT_COMPARED)
+                   and (one["n_ra"] or name not in RELATIONAL)} for one in options]
+    rows, probed, drawn = [], [], None
+    for run, label in zip(runs, labels(identities)):
+        x, y, kinds, images = test_images(run, o)
+        trained, untrained = watched(run.model, x), watched(run.untrained(), x)
+        rows += [{"model": label, "seed": run.options["seed"], **row} for row in measured(run, o, x, y, kinds, trained,
+                                                                                       untrained)]
+        probed += [{"model": label, **row} for row in probes(x, trained, untrained, images, run.options["sprites"])]
+        if run is first:
+            drawn = label, images, y, kinds, trained, untrained
+    text, files = f"{table_of(rows, o)}\n\n{PROBED}\n\n{table_of_probes(probed)}", [out / "boards.png", out / "kinds.png"]
+    label, images, y, kinds, (answers, layers), (_, layers_untrained) = drawn
+    title = f"{first.options['task'].replace('_', ' ')}, {label}, seed {first.options['seed']}"
+    if any(layer.n_relations for layer in layers):
+        r, r_untrained = ({(layer.number, l + 1): values[:, l].numpy() for layer in some for l in range(layer.n_relations)
+                           for values in [places(layer.r, kinds)]} for some in (layers, layers_untrained))
+        figures.draw_boards(files[0], title, images, y, answers.numpy(), kinds, chosen(r, o.layer))
+        figures.draw_kinds(files[1], title, kinds, {"untrained": r_untrained, "trained": r})
+    else:
+        files = []
+        text += f"\n\n{label} has no relations r: only its attention is shown"
+    if len({row["seed"] for row in rows}) > 1:
+        files.append(out / "meaningful_or_used.png")
+        figures.draw_meaningful_or_used(files[-1], rows)
+    return text, files
+
+
+def chosen(by_layer, number):
+    """Of {(layer, relation): ...} those of layer `number`; None: all."""
+    return {key: value for key, value in by_layer.items() if number in (None, key[0])}
+
+
+def test_images(run, o):
+    """-> pixels (N, 3, 36, 36), labels (N,), kinds of pairs (N, 9, 9), images: none of them was trained on."""
+    one = run.options
+    data = "generated" if one["data"] == "generated" else o.data or one["data"]
+    images, labels = games.test_images(one["task"], one["sprites"], min(o.n or IMAGES, one["test_size"]), one["seed"],
+                                       data=data, data_dir=o.data_dir, alternative=one["alternative"])
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float().to(run.device) / 255
+    return x, torch.from_numpy(labels).to(run.device), games.kinds_of_pairs(images, one["sprites"]), images
+
+
+def watched(model, x):
+    """-> the model's answers (N,), and its Layers with what they computed."""
+    with torch.no_grad(), watch(model) as layers:
+        answers = model(x)[0].argmax(-1).cpu()
+    for layer in layers:
+        layer.alpha, layer.r = (None if t is None else t.cpu() for t in (layer.alpha, layer.r))
+    return answers, layers
+
+
+def places(values, kinds):
+    """(N, R or H, T, T) -> the nine places alone, without a class token: (N, R or H, 9, 9)."""
+    return values[:, :, -kinds.shape[1]:, -kinds.shape[1]:]
+
+
+# ---- is it meaningful, is it used? -----------------------------------------------------------------------------------
+
+def measured(run, o, x, y, kinds, trained, untrained):
+    """Rows, one for each relation, head and layer of symbols: what it tells, and the accuracy without it."""
+    kinds = torch.from_numpy(kinds)
+    rows, two, same = [], kinds >= 0, kinds == 0
+
+    @torch.no_grad()
+    def accuracy():
+        return (run.model(x)[0].argmax(-1) == y).double().mean().item()
+    intact = accuracy()
+    for layer, before in zip(layers_of(run.model), untrained[1]):
+        now = next(one for one in trained[1] if one.module is layer.module)
+        parts = [("relations", l, f"relation {l + 1}") for l in range(layer.n_relations)]
+        if layer.group == "relational":
+            parts += [("symbols", None, "symbols")]
+        parts += [("heads", h, f"{layer.group} head {h + 1}") for h in range(layer.module.n_heads)]
+        for what, index, name in parts:
+            row = {"layer": layer.number, "part": name, "intact": intact}
+            if index is not None:
+                values, values_before = (places(one.r if what == "relations" else one.alpha, kinds)[:, index]
+                                         for one in (now, before))
+                row["auc"], row["untrained"] = (auc_within_places(v, same, two) for v in (values, values_before))
+                others = values.masked_fill(~two, -float("inf"))
+                row["top"] = top_one(others[same.any(-1)], same[same.any(-1)]) if same.any() else float("nan")
+                if what == "relations":
+                    row["means"] = [values[kinds == kind].mean().item() for kind in range(len(games.KINDS))]
+            for how in ("zero", "resample"):
+                fixed = what == "heads" or what == "symbols" and run.options["symbols"] != "symbolic"
+                if o.knock_out in (how, "both") and not (how == "resample" and fixed):
+                    with without(layer, what, index, how, o.seed):
+                        row[how] = accuracy()
+            rows.append(row)
+    return rows
+
+
+def table_of(rows, o):
+    """One line for each model, layer and part; the values of the seeds side by side, means of r over seeds."""
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["layer"], row["part"]), []).append(row)
+    lines = []
+    for (model, layer, part), group in groups.items():
+        means = np.mean([row["means"] for row in group], 0) if "means" in group[0] else []
+        lines.append([model, layer, part, *(f"{mean:+.2f}" for mean in means), *[""] * (4 - len(means)),
+                      *(each([row[name] for row in group if name in row])
+                        for name in ("untrained", "auc", "top", "zero", "resample", "intact"))])
+    return table(["model", "layer", "part", *(f"r, {kind}" for kind in games.KINDS), "AUC untrained", "AUC trained",
+                  "top-1", "accuracy: zero", "of another image", "intact"], lines)
+
+
+# ---- does a message tell its sender? ---------------------------------------------------------------------------------
+
+PROBED = ("Share of right answers of a linear probe that reads one part of the message to an object, and names the colour, "
+          "shape\nand place of the object it attends to most (in brackets: trained on shuffled labels; means over heads "
+          "and seeds):")
+
+
+def probes(x, trained, untrained, images, sprites):
+    """Rows, one for each layer and part of a message: how well it tells its sender's attributes."""
+    present, colour, shape = (torch.from_numpy(np.asarray(a)).long() for a in games.objects(images, sprites))
+    place = torch.arange(9).expand_as(colour)
+    rows = []
+    for state, (_, layers) in (("untrained", untrained), ("trained", trained)):
+        for layer in layers:
+            if layer.n_relations:
+                parts = dict(zip(("relations", "symbols"), message_parts(layer)))
+            else:
+                name = "sensory" if layer.group == "sensory" else "symbols"
+                parts = {name: layer.heads.unflatten(-1, (layer.module.n_heads, -1)).transpose(1, 2)}
+            alpha = places(layer.alpha, colour)                        # (N, H, 9, 9)
+            others = present[:, None] & present[:, :, None] & ~torch.eye(9, dtype=torch.bool)
+            sender = alpha.masked_fill(~others[:, None], -1).argmax(-1)            # (N, H, 9): to each object
+            for name, messages in parts.items():
+                row = {"layer": layer.number, "part": name, "state": state}
+                for attribute, values in (("colour", colour), ("shape", shape), ("place", place)):
+                    scores = [probed(messages[:, h, -9:].cpu(), values.gather(1, sender[:, h]), present)
+                              for h in range(alpha.size(1))]
+                    row[attribute], row[f"{attribute}, shuffled"] = np.mean(scores, 0)
+                rows.append(row)
+    return rows
+
+
+def probed(messages, labels, present):
+    """messages (N, 9, F), labels of their senders (N, 9) -> how well they are told, and how well shuffled ones.
+
+    Labels are shuffled among the messages to one place, so that the receiver's place tells as much as before.
+    """
+    image, receiver = present.nonzero(as_tuple=True)
+    features, labels = messages[present], labels[present]
+    shuffled, g = labels.clone(), torch.Generator().manual_seed(0)
+    for one in receiver.unique():
+        rows = (receiver == one).nonzero()[:, 0]
+        shuffled[rows] = labels[rows[torch.randperm(len(rows), generator=g)]]
+    return probe(features, labels, image), probe(features, shuffled, image)
+
+
+def table_of_probes(rows):
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["layer"], row["part"], row["state"]), []).append(row)
+    return table(["model", "layer", "part", "", "colour", "shape", "place"], [
+        [*key, *(f"{mean_text([row[name] for row in group], 2)} ({np.mean([row[name + ', shuffled'] for row in group]):.2f})"
+                 for name in ("colour", "shape", "place"))] for key, group in groups.items()])
