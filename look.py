@@ -27,7 +27,7 @@ from extras.pretrained import WEIGHTS, load_pretrained
 from model import LanguageModel, Seq2SeqTransformer, VisionTransformer, model_config
 from toolbox.figures import drawing
 from toolbox.figures.runs import run_folders
-from toolbox.inside import language, mathematics, relational_games
+from toolbox.inside import language, layers_of, mathematics, relational_games
 from toolbox.inside import images as vision
 from toolbox.options import agreed, at_least, one_line_errors, parse_options, start
 from toolbox.run import load_checkpoint, load_weights
@@ -190,6 +190,7 @@ def main(argv=None):
             raise ValueError("these runs are of different kinds: give those of one kind")
         for run in runs:
             run.model.eval()
+            layers_of(run.model, o.layer)                              # is there such a layer?
         folder = paths[0].parent if paths[0].is_file() or len(paths) > 1 else paths[0]
         out = Path(o.out or (Path("out") / paths[0].name if not paths[0].exists() else folder) / "look")
         out.mkdir(parents=True, exist_ok=True)

@@ -44,32 +44,32 @@ def draw_boards(path, title, images, labels, answers, kinds, r):
                     side.set(color="#e69f00", linewidth=4)
         row[0].set_ylabel(f"layer {layer}\nrelation {l}", fontsize=10)
     for ax, n in zip(axes[0], pick):
-        wrong = answers[n] != labels[n]
-        ax.set_title(("true" if labels[n] else "false") + (", answered wrongly" if wrong else ""), fontsize=10)
+        ax.set_title(("true" if labels[n] else "false") + ("\nanswered wrongly" if answers[n] != labels[n] else ""),
+                     fontsize=10)
     fig.suptitle(f"{title}: the relation r of two objects (bold and starred: they are the same)", fontsize=11)
     save(fig, path)
 
 
 def draw_lines(ax, r, kinds, largest):
-    """A line for each pair that the tasks compare: those of different rows, or else all."""
+    """A line for each pair of objects; on boards with two rows only for pairs that the tasks compare."""
     cells = np.flatnonzero((kinds >= 0).any(1))
     pairs = [(i, j) for i in cells for j in cells if i < j]
-    pairs = [(i, j) for i, j in pairs if len(cells) != 4 or i // 3 != j // 3]      # occurs: the top with the bottom
+    if len(cells) == 4:                                                # occurs, xoccurs: the top with the bottom
+        pairs = [(i, j) for i, j in pairs if i // 3 != j // 3]
     if len(cells) == 6:                                                # match pattern: within the top, within the bottom
         pairs = [(i, j) for i, j in pairs if i // 3 == j // 3]
     for i, j in pairs:
-        (x, y), (x2, y2) = (((cell % 3) * 12 + 5.5, (cell // 3) * 12 + 5.5) for cell in (i, j))
-        strength, same = abs(r[i, j]) / largest, kinds[i, j] == 0
-        curve = 0.45 if len(cells) == 6 and j - i == 2 else 0          # past the object between them
-        if i // 3 != j // 3:                                           # from the lower edge to the upper one
+        (x, y), (x2, y2) = ((cell % 3 * 12 + 5.5, cell // 3 * 12 + 5.5) for cell in (i, j))
+        if i // 3 != j // 3:                                           # from lower edge to upper edge
             y, y2 = y + 5.5, y2 - 5.5
-        ax.add_patch(FancyArrowPatch((x, y), (x2, y2), arrowstyle="-", connectionstyle=f"arc3,rad={curve}",
-                                     lw=1 + 6 * strength, color=drawing.colormap(SIGNED)(0.5 + r[i, j] / largest / 2)))
-        t = 0.55
-        lift = -12 * curve / 1.5 if curve else 0
-        ax.text(x + t * (x2 - x), y + t * (y2 - y) - (8 * curve if curve else 0), f"{r[i, j]:+.1f}" + "*" * same,
-                color="white", fontsize=9, weight="bold" if same else "normal", ha="center", va="center",
-                bbox=dict(facecolor="black", edgecolor="none", pad=1.0, alpha=0.75))
+        bend = 0.45 if i // 3 == j // 3 and j - i == 2 else 0          # passes above the object between them
+        t = 0.5 if i // 3 == j // 3 else 0.85                          # of the number: where lines are apart
+        strength, star = r[i, j] / largest, "*" if kinds[i, j] == 0 else ""
+        ax.add_patch(FancyArrowPatch((x, y), (x2, y2), arrowstyle="-", connectionstyle=f"arc3,rad={-bend}",
+                                     lw=1 + 6 * abs(strength), color=drawing.colormap(SIGNED)(0.5 + strength / 2)))
+        ax.text(x + t * (x2 - x), y + t * (y2 - y) - bend * (x2 - x) / 2, f"{r[i, j]:+.1f}{star}", color="white",
+                fontsize=8.5, weight="bold" if star else "normal", ha="center", va="center",
+                bbox=dict(facecolor="black", edgecolor="none", pad=0.5))
 
 
 def draw_kinds(path, title, kinds, by_state):
@@ -127,6 +127,11 @@ def visible(piece):
     return "".join(c if c.isprintable() and ord(c) < 0x2500 else "?" for c in text) or "?"
 
 
+def plain(words):
+    """No formulas: a pair of dollars would begin one."""
+    return [word.replace("$", r"\$") for word in words]
+
+
 def draw_symbols(path, panels):
     """panels: (title, characters, their classes, p (characters, symbols), label below). Two in a row."""
     rows = -(-len(panels) // 2)
@@ -135,7 +140,7 @@ def draw_symbols(path, panels):
     for ax, (title, names, classes, p, below) in zip(axes.flat, panels):
         shown = ax.imshow(p, aspect="auto", cmap="viridis", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
         ax.set(title=title, xlabel=below, xticks=[])
-        ax.set_yticks(range(len(names)), names, fontsize=8, family="DejaVu Sans Mono")
+        ax.set_yticks(range(len(names)), plain(names), fontsize=8, family="DejaVu Sans Mono")
         for y in np.flatnonzero(np.diff(classes)):                     # between classes of characters
             ax.axhline(y + 0.5, color="white", lw=0.8)
     fig.colorbar(shown, ax=axes, shrink=0.5, label="how much of each symbol a character takes (mean over contexts)")
@@ -163,7 +168,7 @@ def draw_pairs(out, title, layers, receivers, senders, causal=False, most=4):
         ax.set_title(f"{name} {l + 1}")
         for axis, words in ((ax.yaxis, receivers), (ax.xaxis, senders)):
             step = -(-len(words) // 48)
-            axis.set_ticks(range(0, len(words), step), words[::step], fontsize=7, family="DejaVu Sans Mono")
+            axis.set_ticks(range(0, len(words), step), plain(words[::step]), fontsize=7, family="DejaVu Sans Mono")
         ax.tick_params(axis="x", rotation=90 if max(map(len, senders)) > 2 else 0)
     fig.suptitle(f"{title}: rows are receivers, columns senders" + "; gray is the future" * causal, fontsize=10)
     path = out / ("relations.png" if layer else "attention.png")
@@ -192,15 +197,15 @@ def draw_relations_or_symbols(path, title, rows, unit):
 def draw_sizes(path, by_run):
     """by_run {run: {"encoder 1": (offsets, sizes)}}: the size of s_o W_s by offset o = sender - receiver."""
     names = list(dict.fromkeys(name for sizes in by_run.values() for name in sizes))
-    fig, axes = drawing.panels(1, 1, 7, 2.6)
-    looks = list(drawing.COLORS)
-    for run, sizes in by_run.items():
-        for name, (offsets, values) in sizes.items():
-            i = names.index(name)
-            axes[0, 0].plot(offsets, values, color=looks[i % len(looks)], lw=1.5, ls=drawing.LINES[i // len(looks)],
-                            marker="os^vD"[i % 5], ms=3, markevery=8, label=name)
-    axes[0, 0].set(xlabel="offset of the sender from the receiver, in characters", ylabel=r"size of $s_o W_s$ (rms)",
-                   ylim=(0, None), title="which offsets have large symbols (one line for each run)")
+    fig, axes = drawing.panels(-(-len(names) // 2), min(2, len(names)), WIDE, 1.7, sharex=True, sharey=True)
+    for ax, name in zip(axes.flat, names):
+        for color, (run, sizes) in zip(drawing.COLORS, by_run.items()):
+            ax.plot(*sizes[name], color=color, lw=1.3, label=run)
+        ax.set(title=name, ylim=(0, None))
+    for ax in axes[-1]:
+        ax.set_xlabel("offset of the sender from the receiver")
+    for ax in axes[:, 0]:
+        ax.set_ylabel(r"rms of $s_o W_s$")
     drawing.legend_below(fig)
     save(fig, path)
 
@@ -213,14 +218,14 @@ def draw_patch(path, title, images, maps, name, patch, size, signed):
     axes = fig.subplots(len(images), 1 + maps.shape[1], squeeze=False)
     largest = np.abs(maps).max()
     looks = dict(cmap=SIGNED, vmin=-largest, vmax=largest) if signed else dict(cmap="viridis", vmin=0, vmax=largest)
-    for row, image, values in zip(axes, images, maps):
+    for n, (row, image, values) in enumerate(zip(axes, images, maps)):
         height, width = image.shape[1:]
         where = (0, width, height, 0)
         row[0].imshow(image.transpose(1, 2, 0), extent=where)
         for l, (ax, one) in enumerate(zip(row[1:], values)):
-            ax.imshow(image.mean(0), cmap="gray", extent=where)
-            shown = ax.imshow(one, extent=where, alpha=0.65, interpolation="nearest", **looks)
-            ax.set_title(f"{name} {l + 1}" if row is axes[0] else "")
+            ax.imshow(image.mean(0) / 255, cmap="gray", vmin=-1.5, vmax=1, extent=where)       # pale
+            shown = ax.imshow(one, extent=where, alpha=0.7, interpolation="nearest", **looks)
+            ax.set_title(f"{name} {l + 1}" if n == 0 else "")
         for ax in row:
             ax.set(xticks=[], yticks=[])
             if patch is not None:

@@ -7,7 +7,7 @@ from toolbox.figures import inside as figures
 from toolbox.inside import layers_of, watch, without, without_all
 from toolbox.inside.tables import losses_table, standard_error, table
 
-PROBLEMS = 500                              # held out, of each level, for the numbers, unless --n says otherwise
+PROBLEMS = 300                              # held out, of each level, for the numbers, unless --n says otherwise
 
 
 def look(runs, o, out):

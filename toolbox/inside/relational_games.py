@@ -43,7 +43,7 @@ def look(runs, o, out):
         figures.draw_kinds(files[1], title, kinds, {"untrained": r_untrained, "trained": r})
     else:
         files = []
-        text += f"\n\n{label} has no relations r: only its attention is shown"
+        text += f"\n\n{label} has {'RCA heads' if first.options['n_ra'] else 'sensory heads only'}: no relations r, only attention"
     if len({row["seed"] for row in rows}) > 1:
         files.append(out / "meaningful_or_used.png")
         figures.draw_meaningful_or_used(files[-1], rows)
@@ -56,13 +56,18 @@ def chosen(by_layer, number):
 
 
 def test_images(run, o):
-    """-> pixels (N, 3, 36, 36), labels (N,), kinds of pairs (N, 9, 9), images: none of them was trained on."""
+    """-> pixels (N, 3, 36, 36), labels (N,), kinds of pairs (N, 9, 9), images: none of them was trained on.
+
+    Only pairs of places count in which the same object can stand: in occurs, the top and each place at the bottom.
+    """
     one = run.options
     data = "generated" if one["data"] == "generated" else o.data or one["data"]
     images, labels = games.test_images(one["task"], one["sprites"], min(o.n or IMAGES, one["test_size"]), one["seed"],
                                        data=data, data_dir=o.data_dir, alternative=one["alternative"])
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float().to(run.device) / 255
-    return x, torch.from_numpy(labels).to(run.device), games.kinds_of_pairs(images, one["sprites"]), images
+    kinds = games.kinds_of_pairs(images, one["sprites"])
+    compared = (kinds == 0).any(0)                                     # places where two objects are sometimes the same
+    return x, torch.from_numpy(labels).to(run.device), np.where(compared, kinds, -1), images
 
 
 def watched(model, x):
@@ -139,7 +144,7 @@ PROBED = ("Share of right answers of a linear probe that reads one part of the m
 
 def probes(x, trained, untrained, images, sprites):
     """Rows, one for each layer and part of a message: how well it tells its sender's attributes."""
-    present, colour, shape = (torch.from_numpy(np.asarray(a)).long() for a in games.objects(images, sprites))
+    present, colour, shape = map(torch.from_numpy, games.objects(images, sprites))            # (N, 9) each
     place = torch.arange(9).expand_as(colour)
     rows = []
     for state, (_, layers) in (("untrained", untrained), ("trained", trained)):
