@@ -10,10 +10,6 @@
 What is drawn goes to the folder `look` of the (first) run. Rows are receivers i, columns senders j, everywhere.
 """
 import json
-import shutil
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +17,6 @@ from typing import Any, Callable, Literal
 
 import torch
 
-from data import images
 from data.text.tokenizers import load_tokenizer
 from extras.pretrained import WEIGHTS, load_pretrained
 from model import LanguageModel, Seq2SeqTransformer, VisionTransformer, model_config
@@ -32,8 +27,6 @@ from toolbox.inside import images as vision
 from toolbox.options import agreed, at_least, one_line_errors, parse_options, start
 from toolbox.run import load_checkpoint, load_weights
 from toolbox.training import choose_device
-
-ROOT = Path(__file__).parent
 
 
 @dataclass
@@ -53,6 +46,8 @@ class Options:
 
     def __post_init__(self):
         at_least(self, n=2, layer=1, patch=0, seed=0)
+        if self.knock_out not in ("both", "zero", "resample", "none"):
+            raise ValueError(f"knock_out={self.knock_out}: choose from both, zero, resample, none")
         if not self.prompt:
             raise ValueError("the prompt is empty: give some text, as --prompt='def '")
 
@@ -98,7 +93,8 @@ def find(text):
     """--from -> paths of runs and checkpoints, or one published model. Raises ValueError if there is no such thing."""
     found = []
     for path in [Path(text)] if Path(text).exists() else map(Path, text.split(",")):
-        if path.is_file() or (path / "config.json").exists() or len(path.parts) == 2 and not path.parent.exists():
+        is_name = len(path.parts) == 2 and not path.parent.exists() and path.parts[0] != "out"
+        if path.is_file() or (path / "config.json").exists() or is_name:
             found.append(path)
         elif not path.is_dir():
             raise ValueError(f"no run or checkpoint at {path}: train one (python train_relgames.py), or give a published "
@@ -122,13 +118,13 @@ def load(path, o, device):
                       load_tokenizer("gpt2", o.data_dir))
     file = path
     if path.is_dir():
-        file = next((path / name for name in ("weights.pt", "last.pt") if (path / name).exists()), None) \
-            or train_again(path, o)
+        file = next((path / name for name in ("weights.pt", "last.pt") if (path / name).exists()), None)
+        file = file or relational_games.train_again(path, o)
     checkpoint = load_checkpoint(file)
     options, facts = checkpoint["options"], checkpoint["facts"]
     kind = kind_of(options)
     try:
-        data = load_images(options, o, device) if kind is vision else None
+        data = vision.load_data(options, o, device) if kind is vision else None
         untrained = partial(fresh, kind, options, data, device)
         model = untrained()
     except KeyError as option:
@@ -144,40 +140,6 @@ def fresh(kind, options, data, device):
     """The untrained model: as at step 0 of the run."""
     torch.manual_seed(options["seed"])
     return make_model(kind, options, data).to(device).eval()
-
-
-def load_images(options, o, device):
-    return images.load(o.data or options["data"], data_dir=o.data_dir, image_size=options["image_size"],
-                       val_size=options["val_size"], workers=options["workers"], device=device)
-
-
-def train_again(folder, o):
-    """A cell of Relational Games that was recorded without its weights: trains it again -> the path of its weights."""
-    record = json.loads((folder / "config.json").read_text())
-    options = record["options"]
-    if kind_of(options) is not relational_games:
-        raise ValueError(f"{folder} has no weights: there is no last.pt, the checkpoint of a run")
-    if not record["finished"]:
-        raise ValueError(f"{folder} has no weights and was not finished: repeat its command, {record['command']}")
-    print(f"{folder.name}: its weights were not kept; training it again, about {options['train_size'] // 40} seconds",
-          flush=True)
-    left_out = ("out_dir", "workers", "resume", "baseline", "match_params", "sweep", "paper", "keep_weights", "data_dir")
-    given = {name: value for name, value in options.items() if name not in left_out and value not in (None, "")}
-    with tempfile.TemporaryDirectory() as temporary:
-        given |= {"out_dir": temporary, "data_dir": o.data_dir, "data": o.data or options["data"], "baseline": False,
-                  "workers": 1, "keep_weights": True}
-        done = subprocess.run([sys.executable, str(ROOT / "train_relgames.py"), *(f"--{k}={v}" for k, v in given.items())],
-                              capture_output=True, text=True)
-        made = next(Path(temporary).glob("*/config.json"), None)
-        if done.returncode or made is None:
-            raise ValueError(f"{folder.name} could not be trained again: {done.stderr.strip().splitlines()[-1:]}")
-        scores = json.loads(made.read_text())["scores"]
-        if scores != record["scores"]:
-            raise ValueError(f"{folder.name}, trained again, is another model: accuracy {scores}, recorded "
-                             f"{record['scores']}; repeat its training, with --keep_weights")
-        shutil.move(made.parent / "weights.pt", folder / "weights.pt")
-    print(f"{folder.name}: the same accuracy as recorded, {scores}; its weights are kept now")
-    return folder / "weights.pt"
 
 
 def main(argv=None):

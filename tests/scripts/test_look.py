@@ -294,7 +294,10 @@ def test_wrong_input_is_one_clear_line(tmp_path, capsys, cell, monkeypatch):
         error = refuses(capsys, f"--from={path}", *(data if path == lm else ()), "--layer=9", "--n=4")
         assert "layer=9: this model has layers 1 to 2" in error
     assert "n=1: must be at least 2" in refuses(capsys, "--n=1")
-    assert "did you mean --prompt" in refuses(capsys, "--promt=a") and "choose" in refuses(capsys, "--knock_out=all")
+    assert "did you mean --prompt" in refuses(capsys, "--promt=a")
+    assert "choose from both" in refuses(capsys, "--knock_out=all")
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "no run or checkpoint at out/relgames: train one" in refuses(capsys)
     monkeypatch.setattr(inside, "LARGEST", 1000)                       # bytes
     error = refuses(capsys, f"--from={lm}", *data, "--prompt=to be, or not to be", "--n=4")
     assert "GB" in error and "give a prompt of at most" in error

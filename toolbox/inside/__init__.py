@@ -37,8 +37,6 @@ class Layer:
     q: torch.Tensor = None                     # (B, H, T, d_h), rotated by position if there is RoPE
     k: torch.Tensor = None                     # (B, G, S, d_h)
     r: torch.Tensor = None                     # (B, R, T, S); None where a group has no relations
-    q_rel: torch.Tensor = None                 # (B, R, T, p)
-    k_rel: torch.Tensor = None                 # (B, R, S, p)
     s: torch.Tensor = None                     # s W_s, as symbols.project_symbols returns it
     given: tuple = None                        # what RelationalAttention.literal was given: q, k, q_rel, k_rel, s W_s
     options: dict = None                       # and its keyword arguments: causal, mask, relative
@@ -119,7 +117,7 @@ def note(layer, layers, m, args, kwargs, output):
     finally:
         del m.literal
     layer.heads = heads                                # those of the form that the model really took
-    layer.q, layer.k, layer.q_rel, layer.k_rel, layer.s = layer.given
+    layer.q, layer.k, _, _, layer.s = layer.given
 
 
 @torch.no_grad()

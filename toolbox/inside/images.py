@@ -2,6 +2,7 @@
 import torch
 import torch.nn.functional as F
 
+from data import images
 from data.images import augment
 from toolbox.figures import inside as figures
 from toolbox.inside import layers_of, watch, without_all
@@ -30,16 +31,22 @@ def look(runs, o, out):
     return "\n\n".join(texts), files
 
 
+def load_data(options, o, device):
+    """The images of a run with these options: of files, those in --data."""
+    return images.load(o.data or options["data"], data_dir=o.data_dir, image_size=options["image_size"],
+                       val_size=options["val_size"], workers=options["workers"], device=device)
+
+
 def test_images(run, o):
     """-> normalised pixels (N, 3, H, W), labels (N,), and the images as they are: uint8 (N, 3, H, W)."""
-    images, labels = [], []
+    found, labels = [], []
     for x, y in run.data.batches("test", 100):
-        images.append(x)
+        found.append(x)
         labels.append(y)
         if sum(map(len, labels)) >= (o.n or IMAGES):
             break
-    images, labels = (torch.cat(parts)[:o.n or IMAGES] for parts in (images, labels))
-    return augment.normalised(images, run.data.mean, run.data.std), labels, images.cpu()
+    found, labels = (torch.cat(parts)[:o.n or IMAGES] for parts in (found, labels))
+    return augment.normalised(found, run.data.mean, run.data.std), labels, found.cpu()
 
 
 @torch.no_grad()

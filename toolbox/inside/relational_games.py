@@ -1,4 +1,11 @@
 """Relational Games: what relations and attention tell of two objects, and how often answers are right without them."""
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -12,6 +19,7 @@ from toolbox.run import NOT_COMPARED
 from toolbox.stats import mean_text
 from toolbox.training import RELATIONAL
 
+ROOT = Path(__file__).parents[2]
 IMAGES = 1000                               # on which numbers are computed, unless --n says otherwise
 
 
@@ -188,3 +196,34 @@ def table_of_probes(rows):
     return table(["model", "layer", "part", "", "colour", "shape", "place"], [
         [*key, *(f"{mean_text([row[name] for row in group], 2)} ({np.mean([row[name + ', shuffled'] for row in group]):.2f})"
                  for name in ("colour", "shape", "place"))] for key, group in groups.items()])
+
+
+# ---- weights that were not kept --------------------------------------------------------------------------------------
+
+def train_again(folder, o):
+    """A cell of Relational Games that was recorded without its weights: trains it again -> the path of its weights."""
+    record = json.loads((folder / "config.json").read_text())
+    options = record["options"]
+    if "train_size" not in options or "task" not in options:
+        raise ValueError(f"{folder} has no weights: there is no last.pt, the checkpoint of a run")
+    if not record["finished"]:
+        raise ValueError(f"{folder} has no weights and was not finished: repeat its command, {record['command']}")
+    print(f"{folder.name}: its weights were not kept; training it again, about {options['train_size'] // 40} seconds",
+          flush=True)
+    left_out = ("out_dir", "workers", "resume", "baseline", "match_params", "sweep", "paper", "keep_weights", "data_dir")
+    given = {name: value for name, value in options.items() if name not in left_out and value not in (None, "")}
+    with tempfile.TemporaryDirectory() as temporary:
+        given |= {"out_dir": temporary, "data_dir": o.data_dir, "data": o.data or options["data"], "baseline": False,
+                  "workers": 1, "keep_weights": True}
+        done = subprocess.run([sys.executable, str(ROOT / "train_relgames.py"), *(f"--{k}={v}" for k, v in given.items())],
+                              capture_output=True, text=True)
+        made = next(Path(temporary).glob("*/config.json"), None)
+        if done.returncode or made is None:
+            raise ValueError(f"{folder.name} could not be trained again: {done.stderr.strip().splitlines()[-1:]}")
+        scores = json.loads(made.read_text())["scores"]
+        if scores != record["scores"]:
+            raise ValueError(f"{folder.name}, trained again, is another model: accuracy {scores}, recorded "
+                             f"{record['scores']}; repeat its training, with --keep_weights")
+        shutil.move(made.parent / "weights.pt", folder / "weights.pt")
+    print(f"{folder.name}: the same accuracy as recorded, {scores}; its weights are kept now")
+    return folder / "weights.pt"
