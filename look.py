@@ -31,16 +31,16 @@ from toolbox.training import choose_device
 
 @dataclass
 class Options:
-    from_: str = "out/relgames"             # runs, separated by commas: folders, checkpoints, or a published model's name
-    n: int | None = None                    # images, problems or windows of text for the numbers; default: see the output
+    from_: str = "out/relgames"             # runs, by commas: folders, checkpoints, or a published model's name
+    n: int | None = None                    # images, problems or windows of text for the numbers; default: its view's
     layer: int | None = None                # draw this layer, 1 being the first; default: all, or one in the middle
-    knock_out: Literal["both", "zero", "resample", "none"] = "both"    # how a part is taken out: weights 0, or another's
-    prompt: str = "auto"                    # text (mathematics: a question) whose relations are drawn; auto: of the data
+    knock_out: Literal["both", "zero", "resample", "none"] = "both"    # a part taken out: weights 0, or another's
+    prompt: str = "auto"                    # text (or question) whose relations are drawn; auto: of the data
     prompt_file: str = ""                   # the same from a file; language: numbers are computed on it, too
     patch: int | None = None                # images: the patch whose relations are drawn; default: the middle
     seed: int = 1                           # of what is drawn at random
     device: str = "auto"                    # auto: cuda, else mps, else cpu
-    data: str = ""                          # where a run's files are: the text, CIFAR's folder, ...; default: as its --data
+    data: str = ""                          # where a run's files are, if it learned from files
     data_dir: str = "data/cache"            # where downloads are kept
     out: str = ""                           # where tables and figures go; default: see above
 
@@ -78,7 +78,8 @@ def make_model(kind, options, data=None):
     """The model that a run's options describe, with random weights."""
     cfg = model_config(options)
     if kind is mathematics:
-        return Seq2SeqTransformer(cfg, n_layers_decoder=options["n_layers_decoder"], n_ra_decoder=options["n_ra_decoder"])
+        return Seq2SeqTransformer(cfg, n_layers_decoder=options["n_layers_decoder"],
+                                  n_ra_decoder=options["n_ra_decoder"])
     if kind is relational_games:
         return VisionTransformer(cfg, image_size=36, patch_size=12, n_classes=2, pool=options["pool"])
     if kind is vision:
@@ -97,14 +98,15 @@ def find(text):
         if path.is_file() or (path / "config.json").exists() or is_name:
             found.append(path)
         elif not path.is_dir():
-            raise ValueError(f"no run or checkpoint at {path}: train one (python train_relgames.py), or give a published "
-                             f"model, as --from=awni00/DAT-sa8-ra8-ns1024-sh8-nkvh4-343M")
+            raise ValueError(f"no run or checkpoint at {path}: train one (python train_relgames.py), or give a "
+                             f"published model, as --from=awni00/DAT-sa8-ra8-ns1024-sh8-nkvh4-343M")
         else:
-            folders = run_folders(path)
-            sizes = [json.loads((one / "config.json").read_text())["options"].get("train_size", 0) for one in folders]
-            found += [one for one, size in zip(folders, sizes) if size == max(sizes)]
-            if not folders:
-                raise ValueError(f"{path} has no runs and no weights: train one, or give the folder of a run")
+            records = {folder: json.loads((folder / "config.json").read_text()) for folder in run_folders(path)}
+            sizes = {folder: record["options"].get("train_size", 0) for folder, record in records.items()
+                     if record["finished"]}
+            if not sizes:
+                raise ValueError(f"{path} has no finished runs and no weights: train one, or give the folder of a run")
+            found += [folder for folder, size in sizes.items() if size == max(sizes.values())]
     return found
 
 

@@ -1,7 +1,7 @@
 """What is on a board, from its pixels alone: which cells have objects, of which colour and of which shape."""
 import numpy as np
 
-KINDS = ("same", "colour", "shape", "neither")     # what two objects share: all, the colour alone, the shape alone, none
+KINDS = ("same", "colour", "shape", "neither")     # what two objects share: both, the colour or the shape alone, none
 
 
 def objects(images, sprites):

@@ -1,4 +1,4 @@
-"""Looking inside: what is recorded is what the model computes, knock-outs leave no trace, and the statistics are right."""
+"""Looking inside: what is recorded is what the model computes, knock-outs leave no trace, statistics are right."""
 import pytest
 import torch
 from helpers import SMALL, SYMBOLS, VARIANTS, language_model, randomise, symbol
@@ -273,7 +273,8 @@ def test_a_symbol_that_is_the_class_tells_all_of_it_and_a_constant_one_nothing()
     told = share_told_and_null(joint_with(torch.eye(3)[classes[tokens]], tokens, 20), classes, 0)
     assert told[0] == pytest.approx(1) and told[2] < 0.5
     nothing = joint_with(torch.full((200, 5), 0.2, dtype=torch.float64), tokens, 20)
-    assert nothing.sum() == pytest.approx(1) and share_told_and_null(nothing, classes, 0)[0] == pytest.approx(0, abs=1e-9)
+    assert nothing.sum() == pytest.approx(1)
+    assert share_told_and_null(nothing, classes, 0)[0] == pytest.approx(0, abs=1e-9)
 
 
 def test_a_symbol_that_is_a_random_function_of_the_token_lies_in_its_own_band():

@@ -20,7 +20,8 @@ def test_kinds_of_pairs_are_those_of_the_objects_drawn(task, sprites, monkeypatc
         for a, (form, colour) in zip(cells[n], objects[n]):
             for b, (other_form, other_colour) in zip(cells[n], objects[n]):
                 if a != b:
-                    expected[n, a, b] = KINDS.index({(True, True): "same", (True, False): "colour", (False, True): "shape",
-                                                     (False, False): "neither"}[colour == other_colour, form == other_form])
+                    shared = colour == other_colour, form == other_form
+                    expected[n, a, b] = [(True, True), (True, False), (False, True), (False, False)].index(shared)
+    assert KINDS == ("same", "colour", "shape", "neither")
     assert np.array_equal(kinds, expected)
     assert set(np.unique(kinds)) == {-1, 0, 1, 2, 3}

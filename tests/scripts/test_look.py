@@ -145,7 +145,8 @@ def test_untrained_symmetric_relations_tell_the_same_object_already_and_others_d
 
 def test_the_recorded_models_cannot_do_without_a_relation_of_layer_1():
     table = (ROOT / "results/inside/relational_games/table.md").read_text()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "| 1 | relation " in line]
+    lines = [line for line in table.splitlines() if "| 1 | relation " in line]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     rows = [row for row in rows if row[0].startswith("DAT 0+2") and "symmetric=False" not in row[0]]
     assert len(rows) == 2
     for row in rows:
@@ -155,7 +156,7 @@ def test_the_recorded_models_cannot_do_without_a_relation_of_layer_1():
 
 # ---- weights that were not kept --------------------------------------------------------------------------------------
 
-def test_a_cell_without_weights_is_trained_again_and_must_have_the_recorded_accuracy(cell, tmp_path, capsys, monkeypatch):
+def test_a_cell_without_weights_is_trained_again_to_the_recorded_accuracy(cell, tmp_path, capsys, monkeypatch):
     folder, made, real = cell(train_size=20, d_ff=8), tmp_path / "made", subprocess.run
     weights = torch.load(folder / "weights.pt", weights_only=True)["model"]
     (folder / "weights.pt").unlink()
@@ -201,8 +202,10 @@ def test_a_language_model_is_described_and_drawn(tmp_path, capsys, monkeypatch):
     (dict(tokenizer="chars", alphabet="\n (),.:abehinoqrstu"), "effective number")])
 def test_all_kinds_of_language_models(tmp_path, capsys, options, words):
     path = language(tmp_path / "last.pt", **options)
-    text = says(capsys, f"--from={path}", f"--data={tmp_path / 'text.txt'}", f"--data_dir={tmp_path / 'cache'}", "--n=4")
-    assert words in text and ("effective number" in text) == (options.get("symbols") is None and options.get("n_ra") != 0)
+    data = f"--data={tmp_path / 'text.txt'}", f"--data_dir={tmp_path / 'cache'}"
+    text = says(capsys, f"--from={path}", *data, "--n=4")
+    assert words in text
+    assert ("effective number" in text) == ("symbols" not in options and options.get("n_ra") != 0)
     assert pictures(tmp_path / "look")[0] == ("attention.png" if "no relations" in words else "relations.png")
 
 
@@ -274,13 +277,14 @@ def test_images(few_glyphs, tmp_path, capsys):
 # ---- wrong input -----------------------------------------------------------------------------------------------------
 
 def test_wrong_input_is_one_clear_line(tmp_path, capsys, cell, monkeypatch):
-    lm, maths, one, other = language(tmp_path / "lm/last.pt"), seq2seq(tmp_path / "maths/last.pt"), cell(), cell(task="same")
+    lm, maths = language(tmp_path / "lm/last.pt"), seq2seq(tmp_path / "maths/last.pt")
+    one, other = cell(), cell(task="same")
     data = f"--data={tmp_path / 'lm/text.txt'}", f"--data_dir={tmp_path / 'cache'}"
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.pt").write_bytes(lm.read_bytes()[:1000])
     (tmp_path / "nothing.txt").write_text("")
     assert "no run or checkpoint at" in refuses(capsys, f"--from={tmp_path / 'nowhere'}")
-    assert "has no runs and no weights" in refuses(capsys, f"--from={tmp_path / 'empty'}")
+    assert "has no finished runs and no weights" in refuses(capsys, f"--from={tmp_path / 'empty'}")
     assert "damaged" in refuses(capsys, f"--from={tmp_path / 'bad.pt'}")
     assert "different tasks (occurs, same)" in refuses(capsys, f"--from={one},{other}")
     assert "of different kinds" in refuses(capsys, f"--from={lm},{maths}")

@@ -30,7 +30,7 @@ def draw_boards(path, title, images, labels, answers, kinds, r):
     pick = []                               # of true and of false images: two that are answered rightly, one wrongly
     for label in (1, 0):
         for right, n in ((True, 2), (False, 1)):
-            pick += np.flatnonzero((labels.numpy() == label) & ((answers == label) == right))[:n].tolist()
+            pick += np.flatnonzero((labels == label) & ((answers == label) == right))[:n].tolist()
     fig = Figure(figsize=(WIDE, 0.5 + WIDE / 6.4 * len(r)), layout="constrained")
     axes = fig.subplots(len(r), len(pick), squeeze=False)
     for row, ((layer, l), values) in zip(axes, r.items()):
@@ -56,7 +56,7 @@ def draw_lines(ax, r, kinds, largest):
     pairs = [(i, j) for i in cells for j in cells if i < j]
     if len(cells) == 4:                                                # occurs, xoccurs: the top with the bottom
         pairs = [(i, j) for i, j in pairs if i // 3 != j // 3]
-    if len(cells) == 6:                                                # match pattern: within the top, within the bottom
+    if len(cells) == 6:                                                # match pattern: within each row
         pairs = [(i, j) for i, j in pairs if i // 3 == j // 3]
     for i, j in pairs:
         (x, y), (x2, y2) = ((cell % 3 * 12 + 5.5, cell // 3 * 12 + 5.5) for cell in (i, j))

@@ -20,7 +20,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from attention import Attention, attention_weights, split_heads
+from attention import attention_weights, split_heads
 
 LARGEST = 2 * 10 ** 9                          # bytes of attention weights and relations that are kept at a time
 
@@ -77,10 +77,9 @@ def watch(model, number=None, stack=None):
     layers = layers_of(model, number, stack)
     with ExitStack() as hooks:
         for layer in layers:
-            for handle in (
-                    layer.module.W_o.register_forward_pre_hook(partial(note_heads, layer)),
-                    layer.module.register_forward_hook(partial(note, layer, layers), with_kwargs=True)):
-                hooks.callback(handle.remove)
+            hooks.callback(layer.module.W_o.register_forward_pre_hook(partial(note_heads, layer)).remove)
+            hook = layer.module.register_forward_hook(partial(note, layer, layers), with_kwargs=True)
+            hooks.callback(hook.remove)
         yield layers
 
 
@@ -104,7 +103,7 @@ def note(layer, layers, m, args, kwargs, output):
     if not layer.n_relations:                          # sensory heads, cross-attention, relational cross-attention
         rope = kwargs.get("rope")
         layer.q = split_heads(m.W_q(x), m.n_heads, rope)
-        layer.k = m.keys_and_values(y, rope)[0] if isinstance(m, Attention) else None
+        layer.k = m.keys_and_values(y, rope)[0]
         layer.alpha = attention_weights(layer.q, layer.k, causal=kwargs.get("causal", False), mask=kwargs.get("mask"))
         return
 
@@ -157,31 +156,33 @@ def without(layer, what, index=None, how="zero", seed=0):
     resample: they are those of another sequence of the batch, the same one for all parts with the same seed.
     """
     m = layer.module
-    rows = slice(None) if index is None else slice(index, index + 1)
-    W_s = m.W_s if hasattr(m, "W_s") else m.W_v if layer.group == "relational" else None       # W_v: see RCA
     if what == "relations" and how == "zero":
-        return zeroed((m.W_r, (slice(None), rows)))
+        return zeroed((m.W_r, (slice(None), features(index, 1))))
     if what == "relations":
-        p = m.rel_proj_dim
-        columns = slice(None) if index is None else slice(index * p, (index + 1) * p)
-        return resampled([m.W_q_rel] if m.symmetric else [m.W_q_rel, m.W_k_rel], columns, seed)
+        return resampled([m.W_q_rel] if m.symmetric else [m.W_q_rel, m.W_k_rel], features(index, m.rel_proj_dim), seed)
     if what == "symbols":
+        W_s = m.W_s if layer.n_relations else m.W_v                    # the latter in relational cross-attention
         return zeroed((W_s.weight, ...)) if how == "zero" else resampled([W_s], slice(None), seed)
-    d_h = m.W_o.in_features // m.n_heads
-    return zeroed((m.W_o.weight, (slice(None), slice(None) if index is None else slice(index * d_h, (index + 1) * d_h))))
+    return zeroed((m.W_o.weight, (slice(None), features(index, m.W_o.in_features // m.n_heads))))
 
 
+def features(index, width):
+    """Those of one relation or head; of all if index is None."""
+    return slice(None) if index is None else slice(index * width, (index + 1) * width)
+
+
+@contextmanager
 def without_all(layers, what, how="zero", seed=0):
     """The same for several layers at a time."""
-    stack = ExitStack()
-    for layer in layers:
-        stack.enter_context(without(layer, what, None, how, seed))
-    return stack
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(without(layer, what, None, how, seed))
+        yield
 
 
 @contextmanager
 def zeroed(*parts):
-    """parts: (parameter, index). Context in which parameter[index] is 0; then all have their values again, bit for bit."""
+    """parts: (parameter, index). Context in which parameter[index] is 0; then it has its values again, bit for bit."""
     kept = [p.detach().clone() for p, _ in parts]
     try:
         with torch.no_grad():

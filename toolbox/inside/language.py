@@ -146,7 +146,8 @@ def symbols_told(run, x, o):
                           f"{low:.3f} to {high:.3f}"])
     columns = ["layer", "symbol head", "effective number of symbols", "share of the class that they tell",
                "if classes are shuffled over " + ("bytes" if run.tokenizer.name == "bytes" else "tokens") + ", 95%"]
-    return {"text": table(columns, lines), "joints": joints, "effective": effective, "told": told, "kinds": kinds, "classes": classes}
+    return {"text": table(columns, lines), "joints": joints, "effective": effective, "told": told, "kinds": kinds,
+            "classes": classes}
 
 
 def most_frequent(x, n):
@@ -174,8 +175,9 @@ def panels(run, o, joints, effective, told, kinds, classes, characters=36, symbo
         p = p / p.sum(-1, keepdim=True)                                # (characters, symbols): how much each takes
         used = p.max(0).values.argsort(descending=True, stable=True)[:symbols].sort().values
         used = used[p[:, used].argmax(0).argsort(stable=True)]         # by the character that takes most of it
-        yield (f"{run.name}: layer {number}, symbol head {head + 1}", names, classes[order].tolist(), p[:, used].numpy(),
-               f"{len(used)} of {p.size(1)} symbols; effective number {effective[number - 1, head]:.0f}")
+        title = f"{run.name}: layer {number}, symbol head {head + 1}"
+        below = f"{len(used)} of {p.size(1)} symbols; effective number {effective[number - 1, head]:.0f}"
+        yield title, names, classes[order].tolist(), p[:, used].numpy(), below
 
 
 # ---- relations -------------------------------------------------------------------------------------------------------
@@ -212,9 +214,10 @@ def pairs_told(run, x):
             order = often[mean[l, often].argsort()]
             most, least = ("  ".join(f"{names[pair // n_kinds]}←{names[pair % n_kinds]} {mean[l, pair]:+.1f}"
                                      for pair in some.tolist()) for some in (order.flip(0)[:3], order[:3]))
-            rows.append([number, l + 1, f"{share[l]:.2f}", *(f"`` {text} ``".replace("|", r"\|") for text in (most, least))])
-    return table(["layer", "relation", "share of r's variance that the two characters tell", "relate most: receiver←sender",
-                  "least"], rows)
+            pairs = [f"`` {text} ``".replace("|", r"\|") for text in (most, least)]
+            rows.append([number, l + 1, f"{share[l]:.2f}", *pairs])
+    return table(["layer", "relation", "share of r's variance that the two characters tell",
+                  "relate most: receiver←sender", "least"], rows)
 
 
 @torch.no_grad()

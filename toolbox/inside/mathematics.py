@@ -1,11 +1,11 @@
-"""Mathematics: what is lost without relations, symbols and single heads, and how the size of a symbol depends on offset."""
+"""Mathematics: what is lost without relations, symbols and single heads; the size of a symbol by its offset."""
 import torch
 import torch.nn.functional as F
 
 from data import mathematics
 from toolbox.figures import inside as figures
 from toolbox.inside import layers_of, watch, without, without_all
-from toolbox.inside.tables import losses_table, standard_error, table
+from toolbox.inside.tables import losses_table, rise_text, table
 
 PROBLEMS = 300                              # held out, of each level, for the numbers, unless --n says otherwise
 
@@ -104,7 +104,7 @@ def head_rows(run, o, problems):
         for head in range(layer.module.n_heads):
             with without(layer, "heads", head):
                 rise = losses(run, problems) - intact
-            cells.append(f"{rise.mean():+.3f} ± {standard_error(rise):.3f}")
+            cells.append(rise_text(rise))
         rows.append([layer.name, layer.group, *cells, *[""] * (run.model.cfg.n_heads - len(cells))])
     return table(["", "heads", *range(1, run.model.cfg.n_heads + 1)], rows)
 
@@ -141,8 +141,8 @@ def draw_question(run, o, out, texts):
         level = "easy" if run.options["level"] == "all" else run.options["level"]
         question = mathematics.generate(run.options["module"], level, 1, 0, "val")[0][0]
     if wrong := sorted({c for c in question if not " " <= c <= "~"}):
-        raise ValueError(f"the question has characters that the model does not know, {''.join(wrong)!r}: it reads the 95 "
-                         f"printable characters of ASCII")
+        raise ValueError(f"the question has characters that the model does not know, {''.join(wrong)!r}: it reads the "
+                         f"95 printable characters of ASCII")
     if len(question) > mathematics.LONGEST_QUESTION:
         texts.append(f"the question has {len(question)} characters: cut to its first {mathematics.LONGEST_QUESTION}")
         question = question[:mathematics.LONGEST_QUESTION]

@@ -25,42 +25,37 @@ IMAGES = 1000                               # on which numbers are computed, unl
 
 def look(runs, o, out):
     """runs: look.Looked, of one task. -> the text of the tables, and the files drawn in `out`."""
-    options = [run.options for run in runs]
-    if len({one["task"] for one in options}) > 1:
-        raise ValueError(f"these cells learned different tasks ({', '.join(sorted({one['task'] for one in options}))}): "
-                         f"give those of one, as --from=CELL,CELL")
+    tasks = sorted({run.options["task"] for run in runs})
+    if len(tasks) > 1:
+        raise ValueError(f"these cells learned different tasks ({', '.join(tasks)}): give those of one task")
+    names, rows, probed, files = models(runs), [], [], []
     first = next((run for run in runs if run.options["n_ra"]), runs[0])
-    identities = [{name: value for name, value in one.items() if name not in ("seed", *NOT_COMPARED)
-                   and (one["n_ra"] or name not in RELATIONAL)} for one in options]
-    rows, probed, drawn = [], [], None
-    for run, label in zip(runs, labels(identities)):
+    for run, name in zip(runs, names):
         x, y, kinds, images = test_images(run, o)
         trained, untrained = watched(run.model, x), watched(run.untrained(), x)
-        rows += [{"model": label, "seed": run.options["seed"], **row} for row in measured(run, o, x, y, kinds, trained,
-                                                                                       untrained)]
-        probed += [{"model": label, **row} for row in probes(x, trained, untrained, images, run.options["sprites"])]
-        if run is first:
-            drawn = label, images, y, kinds, trained, untrained
-    text, files = f"{table_of(rows, o)}\n\n{PROBED}\n\n{table_of_probes(probed)}", [out / "boards.png", out / "kinds.png"]
-    label, images, y, kinds, (answers, layers), (_, layers_untrained) = drawn
-    title = f"{first.options['task'].replace('_', ' ')}, {label}, seed {first.options['seed']}"
-    if any(layer.n_relations for layer in layers):
-        r, r_untrained = ({(layer.number, l + 1): values[:, l].numpy() for layer in some for l in range(layer.n_relations)
-                           for values in [places(layer.r, kinds)]} for some in (layers, layers_untrained))
-        figures.draw_boards(files[0], title, images, y, answers.numpy(), kinds, chosen(r, o.layer))
-        figures.draw_kinds(files[1], title, kinds, {"untrained": r_untrained, "trained": r})
-    else:
-        files = []
-        text += f"\n\n{label} has {'RCA heads' if first.options['n_ra'] else 'sensory heads only'}: no relations r, only attention"
+        seed = {"model": name, "seed": run.options["seed"]}
+        rows += [seed | row for row in measured(run, o, x, y, torch.from_numpy(kinds), trained[1], untrained[1])]
+        probed += [seed | row for row in probes(trained[1], untrained[1], images, run.options["sprites"])]
+        if run is first and (r := relations(trained[1], kinds)):
+            title = f"{tasks[0].replace('_', ' ')}, {name}, seed {run.options['seed']}"
+            files = [out / "boards.png", out / "kinds.png"]
+            drawn = {key: values for key, values in r.items() if o.layer in (None, key[0])}
+            figures.draw_boards(files[0], title, images, y.cpu().numpy(), trained[0].numpy(), kinds, drawn)
+            figures.draw_kinds(files[1], title, kinds, {"untrained": relations(untrained[1], kinds), "trained": r})
+    texts = [table_of(rows), PROBED, table_of_probes(probed)]
+    if not files:
+        what = "RCA heads" if first.options["n_ra"] else "sensory heads only"
+        texts.append(f"{names[0]} has {what}: no relations r, only attention")
     if len({row["seed"] for row in rows}) > 1:
         files.append(out / "meaningful_or_used.png")
         figures.draw_meaningful_or_used(files[-1], rows)
-    return text, files
+    return "\n\n".join(texts), files
 
 
-def chosen(by_layer, number):
-    """Of {(layer, relation): ...} those of layer `number`; None: all."""
-    return {key: value for key, value in by_layer.items() if number in (None, key[0])}
+def models(runs):
+    """A name for each run: its heads, and the options in which the runs differ besides their seeds."""
+    return labels([{name: value for name, value in run.options.items() if name not in ("seed", *NOT_COMPARED)
+                    and (run.options["n_ra"] or name not in RELATIONAL)} for run in runs])
 
 
 def test_images(run, o):
@@ -87,6 +82,12 @@ def watched(model, x):
     return answers, layers
 
 
+def relations(layers, kinds):
+    """{(layer, relation): r (N, 9, 9)}, both counted from 1."""
+    return {(layer.number, l + 1): places(layer.r, kinds)[:, l].numpy()
+            for layer in layers for l in range(layer.n_relations)}
+
+
 def places(values, kinds):
     """(N, R or H, T, T) -> the nine places alone, without a class token: (N, R or H, 9, 9)."""
     return values[:, :, -kinds.shape[1]:, -kinds.shape[1]:]
@@ -96,15 +97,13 @@ def places(values, kinds):
 
 def measured(run, o, x, y, kinds, trained, untrained):
     """Rows, one for each relation, head and layer of symbols: what it tells, and the accuracy without it."""
-    kinds = torch.from_numpy(kinds)
     rows, two, same = [], kinds >= 0, kinds == 0
 
     @torch.no_grad()
     def accuracy():
         return (run.model(x)[0].argmax(-1) == y).double().mean().item()
     intact = accuracy()
-    for layer, before in zip(layers_of(run.model), untrained[1]):
-        now = next(one for one in trained[1] if one.module is layer.module)
+    for layer, now, before in zip(layers_of(run.model), trained, untrained):
         parts = [("relations", l, f"relation {l + 1}") for l in range(layer.n_relations)]
         if layer.group == "relational":
             parts += [("symbols", None, "symbols")]
@@ -128,7 +127,7 @@ def measured(run, o, x, y, kinds, trained, untrained):
     return rows
 
 
-def table_of(rows, o):
+def table_of(rows):
     """One line for each model, layer and part; the values of the seeds side by side, means of r over seeds."""
     groups = {}
     for row in rows:
@@ -145,17 +144,16 @@ def table_of(rows, o):
 
 # ---- does a message tell its sender? ---------------------------------------------------------------------------------
 
-PROBED = ("Share of right answers of a linear probe that reads one part of the message to an object, and names the colour, "
-          "shape\nand place of the object it attends to most (in brackets: trained on shuffled labels; means over heads "
-          "and seeds):")
+PROBED = """A linear probe reads one part of the message to an object and names colour, shape and place of the object
+that it attends to most. Share of right answers, in brackets with shuffled labels; means over heads and seeds:"""
 
 
-def probes(x, trained, untrained, images, sprites):
+def probes(trained, untrained, images, sprites):
     """Rows, one for each layer and part of a message: how well it tells its sender's attributes."""
     present, colour, shape = map(torch.from_numpy, games.objects(images, sprites))            # (N, 9) each
     place = torch.arange(9).expand_as(colour)
     rows = []
-    for state, (_, layers) in (("untrained", untrained), ("trained", trained)):
+    for state, layers in (("untrained", untrained), ("trained", trained)):
         for layer in layers:
             if layer.n_relations:
                 parts = dict(zip(("relations", "symbols"), message_parts(layer)))
@@ -193,9 +191,13 @@ def table_of_probes(rows):
     groups = {}
     for row in rows:
         groups.setdefault((row["model"], row["layer"], row["part"], row["state"]), []).append(row)
-    return table(["model", "layer", "part", "", "colour", "shape", "place"], [
-        [*key, *(f"{mean_text([row[name] for row in group], 2)} ({np.mean([row[name + ', shuffled'] for row in group]):.2f})"
-                 for name in ("colour", "shape", "place"))] for key, group in groups.items()])
+
+    def cell(group, name):
+        shuffled = np.mean([row[f"{name}, shuffled"] for row in group])
+        return f"{mean_text([row[name] for row in group], 2)} ({shuffled:.2f})"
+    names = ("colour", "shape", "place")
+    return table(["model", "layer", "part", "", *names],
+                 [[*key, *(cell(group, name) for name in names)] for key, group in groups.items()])
 
 
 # ---- weights that were not kept --------------------------------------------------------------------------------------
@@ -210,13 +212,13 @@ def train_again(folder, o):
         raise ValueError(f"{folder} has no weights and was not finished: repeat its command, {record['command']}")
     print(f"{folder.name}: its weights were not kept; training it again, about {options['train_size'] // 40} seconds",
           flush=True)
-    left_out = ("out_dir", "workers", "resume", "baseline", "match_params", "sweep", "paper", "keep_weights", "data_dir")
+    left_out = ("out_dir", "resume", "match_params", "sweep", "paper")
     given = {name: value for name, value in options.items() if name not in left_out and value not in (None, "")}
     with tempfile.TemporaryDirectory() as temporary:
         given |= {"out_dir": temporary, "data_dir": o.data_dir, "data": o.data or options["data"], "baseline": False,
                   "workers": 1, "keep_weights": True}
-        done = subprocess.run([sys.executable, str(ROOT / "train_relgames.py"), *(f"--{k}={v}" for k, v in given.items())],
-                              capture_output=True, text=True)
+        command = [sys.executable, str(ROOT / "train_relgames.py"), *(f"--{k}={v}" for k, v in given.items())]
+        done = subprocess.run(command, capture_output=True, text=True)
         made = next(Path(temporary).glob("*/config.json"), None)
         if done.returncode or made is None:
             raise ValueError(f"{folder.name} could not be trained again: {done.stderr.strip().splitlines()[-1:]}")

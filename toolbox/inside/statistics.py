@@ -16,7 +16,7 @@ def auc(positive, negative):
 
 
 def auc_within_places(values, is_positive, counts):
-    """The AUC of values (N, P, P) for is_positive, within each pair of places: mean over pairs, weighted by comparisons.
+    """The AUC of values (N, P, P) for is_positive within each pair of places: mean over them, weighted by comparisons.
 
     counts: (N, P, P), False where there is nothing to compare. Pooled over places, a value that only tells a place
     could look as if it told more.

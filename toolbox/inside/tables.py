@@ -26,8 +26,7 @@ def losses_table(rows, unit, over, digits=3):
     words = {"relations": "relations", "symbols": "symbols", "heads": "sensory heads"}
     lines = []
     for layer in dict.fromkeys(row["layer"] for row in rows):
-        cells = {(row["what"], row["how"]): f"{row['rise'].mean():+.{digits}f} ± {standard_error(row['rise']):.{digits}f}"
-                 for row in rows if row["layer"] == layer}
+        cells = {(row["what"], row["how"]): rise_text(row["rise"], digits) for row in rows if row["layer"] == layer}
         lines.append([layer, *(cells.get(column, "") for column in columns)])
     names = [f"without {words.get(what, what)}" + (", those of another one" if how == "resample" else "")
              for what, how in columns]
@@ -35,5 +34,7 @@ def losses_table(rows, unit, over, digits=3):
             + table(["", *names], lines))
 
 
-def standard_error(values):
-    return values.std().item() / len(values) ** 0.5 if len(values) > 1 else float("nan")
+def rise_text(values, digits=3):
+    """values (N,) -> '+0.123 ± 0.004': their mean and its standard error."""
+    error = f" ± {values.std() / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():+.{digits}f}{error}"
