@@ -65,7 +65,8 @@ def draw_lines(ax, r, kinds, largest):
         bend = 0.45 if i // 3 == j // 3 and j - i == 2 else 0          # passes above the object between them
         t = 0.5 if i // 3 == j // 3 else 0.85                          # of the number: where lines are apart
         strength, star = r[i, j] / largest, "*" if kinds[i, j] == 0 else ""
-        ax.add_patch(FancyArrowPatch((x, y), (x2, y2), arrowstyle="-", connectionstyle=f"arc3,rad={-bend}",
+        end = (x2, y2) if t == 0.5 else (x + 0.75 * (x2 - x), y + 0.75 * (y2 - y))     # at the number
+        ax.add_patch(FancyArrowPatch((x, y), end, arrowstyle="-", connectionstyle=f"arc3,rad={-bend}",
                                      lw=1 + 6 * abs(strength), color=drawing.colormap(SIGNED)(0.5 + strength / 2)))
         ax.text(x + t * (x2 - x), y + t * (y2 - y) - bend * (x2 - x) / 2, f"{r[i, j]:+.1f}{star}", color="white",
                 fontsize=8.5, weight="bold" if star else "normal", ha="center", va="center",
