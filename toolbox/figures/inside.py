@@ -60,12 +60,16 @@ def draw_lines(ax, r, kinds, largest):
         pairs = [(i, j) for i, j in pairs if i // 3 == j // 3]
     for i, j in pairs:
         (x, y), (x2, y2) = ((cell % 3 * 12 + 5.5, cell // 3 * 12 + 5.5) for cell in (i, j))
-        if i // 3 != j // 3:                                           # from lower edge to upper edge
+        in_a_row = i // 3 == j // 3
+        if not in_a_row:                                               # from lower edge to upper edge
             y, y2 = y + 5.5, y2 - 5.5
-        bend = 0.45 if i // 3 == j // 3 and j - i == 2 else 0          # passes above the object between them
-        t = 0.5 if i // 3 == j // 3 else 0.85                          # of the number: where lines are apart
+        up = 1 if i > 2 else -1                                        # where the line is bent to
+        if len(cells) == 6:                                            # in the empty row
+            y = y2 = 12.5 if i < 3 else 22.5
+        bend = 0.25 * up if in_a_row and j - i == 2 else 0             # passes by the object between them
+        t = 0.5 if in_a_row else 0.85                                  # of the number: where lines are apart
+        end = (x2, y2) if in_a_row else (x + 0.75 * (x2 - x), y + 0.75 * (y2 - y))     # at the number
         strength, star = r[i, j] / largest, "*" if kinds[i, j] == 0 else ""
-        end = (x2, y2) if t == 0.5 else (x + 0.75 * (x2 - x), y + 0.75 * (y2 - y))     # at the number
         ax.add_patch(FancyArrowPatch((x, y), end, arrowstyle="-", connectionstyle=f"arc3,rad={-bend}",
                                      lw=1 + 6 * abs(strength), color=drawing.colormap(SIGNED)(0.5 + strength / 2)))
         ax.text(x + t * (x2 - x), y + t * (y2 - y) - bend * (x2 - x) / 2, f"{r[i, j]:+.1f}{star}", color="white",
