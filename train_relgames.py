@@ -52,6 +52,7 @@ class Config(training.TrainingOptions, TransformerConfig):
     resume: bool = False                    # without effect: a run has no checkpoint; what is finished is always reused
     sweep: bool = False                     # all five tasks, all training sizes of the paper, five seeds
     workers: int | None = None              # trainings at a time; default: one for each CPU core, 4 on a GPU
+    keep_weights: bool = True               # keep each finished model, 2 MB, for look.py; default with --sweep: False
 
     def __post_init__(self):
         super().__post_init__()
@@ -106,6 +107,8 @@ def train(run, data, device, dtype):
             run.log(step, train_loss=run.mean_loss(), lr=lr)
 
     accuracy = {sprites: evaluate(model, *test, device, dtype) for sprites, test in tests.items()}
+    if cfg.keep_weights:
+        run.keep(model)
     run.finish(scores=accuracy)
     return accuracy
 
@@ -135,7 +138,8 @@ def configs_of(argv):
     """The command line -> one Config for each run. Raises ValueError for a list of an option that takes one value."""
     grid = {"n_ra": (2, 1), "seed": (1, 2, 3)}                        # what is not named on the command line
     if parse_options(Config, PRESETS, argv)[0].sweep:
-        grid = {"n_ra": (2, 1), "seed": (1, 2, 3, 4, 5), "task": games.TASKS}
+        grid = {"n_ra": (2, 1), "seed": (1, 2, 3, 4, 5), "task": games.TASKS,
+                "keep_weights": (False,)}
     configs = []
     for cfg in parse_options(Config, PRESETS, argv, grid):
         sizes = (HARD if cfg.task == "match_pattern" else EASY) if cfg.sweep else SIZES.get(cfg.task, EASY[-1:])

@@ -76,8 +76,8 @@ def largest_tensor(plain_blocks):
     return LargestTensor
 
 
-READING_ORDER = ["relational_attention", "symbols", "attention", "dropout_and_precision", "model", "workspace", "conversion",
-                 "generation", "vision", "seq2seq", "theorem1"]
+READING_ORDER = ["relational_attention", "symbols", "attention", "dropout_and_precision", "model", "workspace",
+                 "conversion", "generation", "vision", "seq2seq", "theorem1", "inside"]
 
 
 def pytest_collection_modifyitems(items):

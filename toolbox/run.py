@@ -41,7 +41,7 @@ CODE = ["attention.py", "relational_attention.py", "symbols.py", "workspace.py",
         "toolbox/training.py", "toolbox/run.py", "toolbox/distributed.py", "data/**/*.py"]
 # Options that do not change what a run computes, except for rounding and dropout masks.
 NOT_COMPARED = ("device", "out_dir", "data_dir", "workers", "resume", "baseline", "match_params", "sweep", "paper",
-                "micro_batch", "recompute", "test_data")
+                "micro_batch", "recompute", "test_data", "keep_weights")
 # Options without a place of their own in the folder's name. Heads and seed always stand first in it.
 NOT_NAMED = ("n_heads", "n_ra", "seed", "vocab_size", "eval_every", "log_every", *NOT_COMPARED)
 
@@ -285,6 +285,11 @@ class Run:
                  "best": self.best, "losses": self.read, "row": self.row}
         if distributed.RANK == 0:
             write_atomically(self.folder / name, lambda path: torch.save(state, path))
+
+    def keep(self, model):
+        """Writes weights.pt: the finished model alone, for look.py. Nothing can be resumed from it."""
+        state = {"options": self.record["options"], "facts": self.record["facts"], "model": model.state_dict()}
+        write_atomically(self.folder / "weights.pt", lambda path: torch.save(state, path))
 
     def stop(self, step):
         """Ends the script after Ctrl-C or SIGTERM, for which it has saved."""

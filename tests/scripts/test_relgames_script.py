@@ -20,7 +20,7 @@ from data.relational_games import splits
 from toolbox import sweep
 from toolbox.figures import relational_games as figure
 from toolbox.files import try_lock
-from toolbox.run import Run
+from toolbox.run import Run, load_checkpoint, run_name
 from toolbox.training import count_parameters
 from train_relgames import SIZES, Config, configs_of, make_model
 
@@ -58,6 +58,7 @@ def test_the_sweep_is_the_published_figure():
     assert {(c.task, c.train_size, c.n_ra) for c in configs} == published
     assert len(configs) == 5 * len(published) and {c.seed for c in configs} == {1, 2, 3, 4, 5}
     assert [c.seed for c in configs] == sorted(c.seed for c in configs)     # the whole figure first, then more seeds
+    assert not any(c.keep_weights for c in configs) and all(c.keep_weights for c in configs_of([]))
 
 
 def test_options_on_the_command_line_replace_the_sweep_and_the_baseline_has_no_relational_options():
@@ -147,6 +148,18 @@ def test_a_run_is_a_function_of_its_options(trained):
     assert [(row["step"], row["images"]) for row in log] == [("2", "32"), ("4", "64"), ("6", "96")]   # 3 an epoch
 
 
+def test_the_finished_weights_are_kept_unless_not_wanted(tmp_path, trained):
+    for keep in (True, False):
+        one, _ = trained(keep_weights=keep)
+        path = Path(one["options"]["out_dir"]) / run_name(Config(**one["options"])) / "weights.pt"
+        assert path.exists() == keep
+        if keep:
+            model = make_model(Config(**one["options"]))
+            model.load_state_dict(load_checkpoint(path)["model"])
+            _, tests = games.split("occurs", "pentos", 40, 20, 1)
+            assert train_relgames.evaluate(model, *tests["hexos"], CPU, torch.float32) == one["scores"]["hexos"]
+
+
 def test_each_epoch_shows_each_image_once_and_models_of_one_seed_see_the_same(trained, monkeypatch):
     seen, pixels = [], train_relgames.pixels
     monkeypatch.setattr(train_relgames, "evaluate", lambda *args: 0.5)
@@ -212,7 +225,7 @@ def test_what_is_finished_is_not_run_again(here, tmp_path, capsys, monkeypatch):
     assert sorted(before) == ["sa0_ra2_seed1-d_model=16-d_ff=16-train_size=20-test_size=30-epochs=2",
                               "sa2_ra0_seed1-d_model=16-d_ff=16-train_size=20-test_size=30-epochs=2"]
     for folder in records(out):
-        assert {path.name for path in folder.iterdir()} == {"config.json", "log.csv"}
+        assert {path.name for path in folder.iterdir()} == {"config.json", "log.csv", "weights.pt"}
     assert here() == 0 and "2 runs, 2 of them finished before" in capsys.readouterr().out
     folder = out / sorted(before)[0]
     for damage in (lambda: (folder / "config.json").write_text("{ half a fi"), lambda: change(folder, finished=False),

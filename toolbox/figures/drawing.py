@@ -2,7 +2,7 @@
 import math
 
 import numpy as np
-from matplotlib import style
+from matplotlib import colormaps, style
 from matplotlib.figure import Figure                                 # without pyplot, which would choose a display
 
 from toolbox.figures.runs import measured
@@ -19,6 +19,11 @@ DPI = 180                                   # figures are 5 to 12 inches wide: r
 def house_style():
     """Context in which figures are drawn and saved: a user's matplotlibrc has no effect."""
     return style.context(["default", FONTS])
+
+
+def colormap(name):
+    """A function from 0 ... 1 to colors."""
+    return colormaps[name]
 
 
 def styles(labels):

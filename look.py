@@ -1,0 +1,169 @@
+"""Looks inside trained models: what relations and symbols tell, and what is lost without them. Tables and PNGs.
+
+    python look.py                                                  Relational Games: all models of the default run
+    python look.py --from=out/relgames/sa0_ra2_seed1-train_size=1000       one of them
+    python look.py --from=out/lm/sa4_ra4_seed1,out/lm/sa4_ra4_seed2        language: symbols, pairs of characters
+    python look.py --from=out/seq2seq/sa4_ra4_seed1                 mathematics: relations or symbols?
+    python look.py --from=out/vit/sa4_ra4_seed1 --patch=5           images: what one patch relates to
+    python look.py --from=awni00/DAT-sa8-ra8-ns1024-sh8-nkvh4-343M --prompt_file=story.txt         a published model
+
+What is drawn goes to the folder `look` of the (first) run. Rows are receivers i, columns senders j, everywhere.
+"""
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Literal
+
+import torch
+
+from data.text.tokenizers import load_tokenizer
+from extras.pretrained import WEIGHTS, load_pretrained
+from model import LanguageModel, Seq2SeqTransformer, VisionTransformer, model_config
+from toolbox.figures import drawing
+from toolbox.figures.runs import run_folders
+from toolbox.inside import language, layers_of, mathematics, relational_games
+from toolbox.inside import images as vision
+from toolbox.options import agreed, at_least, one_line_errors, parse_options, start
+from toolbox.run import load_checkpoint, load_weights
+from toolbox.training import choose_device
+
+
+@dataclass
+class Options:
+    from_: str = "out/relgames"             # runs, by commas: folders, checkpoints, or a published model's name
+    n: int | None = None                    # images, problems or windows of text for the numbers; default: its view's
+    layer: int | None = None                # draw this layer, 1 being the first; default: all, or one in the middle
+    knock_out: Literal["both", "zero", "resample", "none"] = "both"    # a part taken out: weights 0, or another's
+    prompt: str = "auto"                    # text (or question) whose relations are drawn; auto: of the data
+    prompt_file: str = ""                   # the same from a file; language: numbers are computed on it, too
+    patch: int | None = None                # images: the patch whose relations are drawn; default: the middle
+    seed: int = 1                           # of what is drawn at random
+    device: str = "auto"                    # auto: cuda, else mps, else cpu
+    data: str = ""                          # where a run's files are, if it learned from files
+    data_dir: str = "data/cache"            # where downloads are kept
+    out: str = ""                           # where tables and figures go; default: see above
+
+    def __post_init__(self):
+        at_least(self, n=2, layer=1, patch=0, seed=0)
+        if self.knock_out not in ("both", "zero", "resample", "none"):
+            raise ValueError(f"knock_out={self.knock_out}: choose from both, zero, resample, none")
+        if not self.prompt:
+            raise ValueError("the prompt is empty: give some text, as --prompt='def '")
+
+
+@dataclass
+class Looked:
+    """A trained model, and how to make the same one untrained."""
+    name: str
+    kind: Any                               # the module of toolbox/inside that looks at it
+    options: dict
+    facts: dict
+    model: torch.nn.Module
+    untrained: Callable
+    device: torch.device
+    tokenizer: Any = None
+    data: Any = None                        # images: the data set
+
+
+def kind_of(options):
+    """The module of toolbox/inside that looks at runs with these options."""
+    if "module" in options:
+        return mathematics
+    return relational_games if {"task", "train_size"} <= options.keys() else (
+        vision if "patch_size" in options else language)
+
+
+def make_model(kind, options, data=None):
+    """The model that a run's options describe, with random weights."""
+    cfg = model_config(options)
+    if kind is mathematics:
+        return Seq2SeqTransformer(cfg, n_layers_decoder=options["n_layers_decoder"],
+                                  n_ra_decoder=options["n_ra_decoder"])
+    if kind is relational_games:
+        return VisionTransformer(cfg, image_size=36, patch_size=12, n_classes=2, pool=options["pool"])
+    if kind is vision:
+        return VisionTransformer(cfg, image_size=data.size, patch_size=options["patch_size"], n_classes=data.n_classes,
+                                 pool=options["pool"])
+    return LanguageModel(cfg)
+
+
+# ---- which models ----------------------------------------------------------------------------------------------------
+
+def find(text):
+    """--from -> paths of runs and checkpoints, or one published model. Raises ValueError if there is no such thing."""
+    found = []
+    for path in [Path(text)] if Path(text).exists() else map(Path, text.split(",")):
+        is_name = len(path.parts) == 2 and not path.parent.exists() and path.parts[0] != "out"
+        if path.is_file() or (path / "config.json").exists() or is_name:
+            found.append(path)
+        elif not path.is_dir():
+            raise ValueError(f"no run or checkpoint at {path}: train one (python train_relgames.py), or give a "
+                             f"published model, as --from=awni00/DAT-sa8-ra8-ns1024-sh8-nkvh4-343M")
+        else:
+            records = {folder: json.loads((folder / "config.json").read_text()) for folder in run_folders(path)}
+            sizes = {folder: record["options"].get("train_size", 0) for folder, record in records.items()
+                     if record["finished"]}
+            if not sizes:
+                raise ValueError(f"{path} has no finished runs and no weights: train one, or give the folder of a run")
+            found += [folder for folder, size in sizes.items() if size == max(sizes.values())]
+    return found
+
+
+def load(path, o, device):
+    """-> Looked. Raises ValueError or OSError, in one line, for what is missing, damaged or of another version."""
+    if (path / WEIGHTS).is_file() or not path.exists():
+        model = load_pretrained(str(path), o.data_dir).to(device)
+        options = dict(vars(model.cfg), seed=0, data="torch")
+        untrained = partial(fresh, language, options, None, device)
+        return Looked(path.name, language, options, {"tokenizer": "gpt2"}, model, untrained, device,
+                      load_tokenizer("gpt2", o.data_dir))
+    file = path
+    if path.is_dir():
+        file = next((path / name for name in ("weights.pt", "last.pt") if (path / name).exists()), None)
+        file = file or relational_games.train_again(path, o)
+    checkpoint = load_checkpoint(file)
+    options, facts = checkpoint["options"], checkpoint["facts"]
+    kind = kind_of(options)
+    try:
+        data = vision.load_data(options, o, device) if kind is vision else None
+        untrained = partial(fresh, kind, options, data, device)
+        model = untrained()
+    except KeyError as option:
+        raise ValueError(f"{file} was written by another version of this code: its options lack {option}") from None
+    load_weights(model, checkpoint["model"], file)
+    tokenizer = None
+    if kind is language:
+        tokenizer = load_tokenizer(facts["tokenizer"], o.data_dir, facts.get("alphabet", ""))
+    return Looked(file.parent.name, kind, options, facts, model, untrained, device, tokenizer, data)
+
+
+def fresh(kind, options, data, device):
+    """The untrained model: as at step 0 of the run."""
+    torch.manual_seed(options["seed"])
+    return make_model(kind, options, data).to(device).eval()
+
+
+def main(argv=None):
+    with one_line_errors():
+        o = agreed(parse_options(Options, argv=argv), ("n", "layer", "knock_out", "patch", "seed"))
+        device, _, why = choose_device(o.device, "float32")
+        paths = find(o.from_)
+        runs = [load(path, o, device) for path in paths]
+        if len({run.kind for run in runs}) > 1:
+            raise ValueError("these runs are of different kinds: give those of one kind")
+        for run in runs:
+            run.model.eval()
+            layers_of(run.model, o.layer)                              # is there such a layer?
+        folder = paths[0].parent if paths[0].is_file() or len(paths) > 1 else paths[0]
+        out = Path(o.out or (Path("out") / paths[0].name if not paths[0].exists() else folder) / "look")
+        out.mkdir(parents=True, exist_ok=True)
+        print(f"{len(runs)} model{'s' * (len(runs) > 1)}: {', '.join(run.name for run in runs)}; {why}")
+        with drawing.house_style():
+            text, files = runs[0].kind.look(runs, o, out)
+    (out / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n", *files, out / "table.md", sep="\n")
+
+
+if __name__ == "__main__":
+    start(main)

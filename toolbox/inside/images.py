@@ -1,0 +1,107 @@
+"""Images: which patches one patch relates to, what the class token attends to, what is lost without relations."""
+import torch
+import torch.nn.functional as F
+
+from data import images
+from data.images import augment
+from toolbox.figures import inside as figures
+from toolbox.inside import layers_of, watch, without_all
+from toolbox.inside.tables import losses_table
+
+IMAGES = 500                                # test images for the numbers, unless --n says otherwise
+DRAWN = 3                                   # how many of them are drawn
+
+
+def look(runs, o, out):
+    """runs: look.Looked. -> the text of the tables, and the files drawn in `out`."""
+    if o.prompt != "auto" or o.prompt_file:
+        raise ValueError("a prompt is for language and mathematics; of images choose a patch, as --patch=5")
+    texts, files, rows = [], [], []
+    for run in runs:
+        x, y, pictures = test_images(run, o)
+        new = knocked_out(run, o, x, y)
+        rows += new
+        texts += [f"{run.name}: {len(x)} test images of {run.data.name}",
+                  losses_table(new, "nats", "images"), accuracy_line(run, x, y)]
+        if run is runs[0]:
+            files += draw(run, o, out, x, pictures, texts)
+    if any(row["what"] in ("relations", "symbols") for row in rows):
+        files.append(out / "relations_or_symbols.png")
+        figures.draw_relations_or_symbols(files[-1], f"images, {runs[0].data.name}", rows, "nats")
+    return "\n\n".join(texts), files
+
+
+def load_data(options, o, device):
+    """The images of a run with these options: of files, those in --data."""
+    return images.load(o.data or options["data"], data_dir=o.data_dir, image_size=options["image_size"],
+                       val_size=options["val_size"], workers=options["workers"], device=device)
+
+
+def test_images(run, o):
+    """-> normalised pixels (N, 3, H, W), labels (N,), and the images as they are: uint8 (N, 3, H, W)."""
+    found, labels = [], []
+    for x, y in run.data.batches("test", 100):
+        found.append(x)
+        labels.append(y)
+        if sum(map(len, labels)) >= (o.n or IMAGES):
+            break
+    found, labels = (torch.cat(parts)[:o.n or IMAGES] for parts in (found, labels))
+    return augment.normalised(found, run.data.mean, run.data.std), labels, found.cpu()
+
+
+@torch.no_grad()
+def logits_of(run, x):
+    return torch.cat([run.model(part)[0] for part in x.chunk(-(-len(x) // 250))])
+
+
+def losses(run, x, y):
+    return F.cross_entropy(logits_of(run, x), y, reduction="none").double().cpu()
+
+
+def accuracy_line(run, x, y):
+    return f"accuracy {(logits_of(run, x).argmax(-1) == y).double().mean():.3f}"
+
+
+def knocked_out(run, o, x, y):
+    """Rows: by how much the loss of each image rises without the relations, symbols or sensory heads of a layer."""
+    intact, rows, layers = losses(run, x, y), [], layers_of(run.model)
+    for number in (None, *sorted({layer.number for layer in layers})):
+        for what, group in (("relations", "relational"), ("symbols", "relational"), ("heads", "sensory")):
+            parts = [one for one in layers if number in (None, one.number) and one.group == group
+                     and (what != "relations" or one.n_relations)]
+            fixed = what == "heads" or what == "symbols" and run.options["symbols"] != "symbolic"
+            for how in ("zero", "resample"):
+                if parts and o.knock_out in (how, "both") and not (how == "resample" and fixed):
+                    with without_all(parts, what, how, o.seed):
+                        rows.append({"layer": f"layer {number}" if number else "all layers", "what": what, "how": how,
+                                     "intact": intact, "rise": losses(run, x, y) - intact})
+    return rows
+
+
+def draw(run, o, out, x, pictures, texts):
+    """r (of a Transformer: attention) of one patch with all others, and the class token's attention -> the files."""
+    side = run.data.size // run.options["patch_size"]
+    patch = side * (side // 2) + side // 2 if o.patch is None else o.patch
+    if patch >= side * side:
+        raise ValueError(f"patch={patch}: these images have patches 0 to {side * side - 1}, row by row")
+    number = o.layer or run.model.cfg.n_layers
+    has_class = run.model.cls is not None
+    with torch.no_grad(), watch(run.model, number) as layers:
+        run.model(x[:DRAWN])
+    layer = next((one for one in layers if one.n_relations), None)
+    name, maps = ("relation", layer.r) if layer else ("attention head", layers[0].alpha)
+    if not layer:
+        texts.append(f"{run.name} has " + ("RCA heads: no relations r" if run.options["n_ra"] else
+                                           "no relations: it is a Transformer") + ", only attention is drawn")
+    maps = maps[:, :4, has_class + patch, has_class:].unflatten(-1, (side, side)).cpu().numpy()
+    files = [out / f"patch_{'relations' if layer else 'attention'}.png"]
+    figures.draw_patch(files[0], f"{run.name}, layer {number}: {name}s of the framed patch (receiver) with all others",
+                       pictures[:DRAWN].numpy(), maps, name, patch, run.options["patch_size"], signed=bool(layer))
+    if has_class:
+        alpha = torch.cat([one.alpha for one in layers], 1)[:, :4, 0, 1:].unflatten(-1, (side, side)).cpu().numpy()
+        files.append(out / "class_token.png")
+        figures.draw_patch(files[-1], f"{run.name}, layer {number}: what the class token attends to",
+                           pictures[:DRAWN].numpy(), alpha, "head", None, run.options["patch_size"], signed=False)
+    else:
+        texts.append(f"{run.name} averages its patches: it has no class token")
+    return files
