@@ -15,8 +15,8 @@ import torch
 from data.text.tokenizers import load_tokenizer
 from extras.pretrained import WEIGHTS, load_pretrained
 from model import LanguageModel, model_config, stream
+from toolbox.checkpoints import load_checkpoint, load_weights
 from toolbox.options import at_least, one_line_errors, parse_options, start
-from toolbox.run import load_checkpoint, load_weights
 from toolbox.training import choose_device
 
 

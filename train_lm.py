@@ -16,9 +16,10 @@ from data.text import tokens
 from extras import flops
 from model import LanguageModel, TransformerConfig, model_config, stream
 from toolbox import distributed, figures, training
+from toolbox.checkpoints import load_checkpoint
 from toolbox.figures.runs import final, load_run, speed
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
-from toolbox.run import Run, load_checkpoint
+from toolbox.run import Run
 
 DEFAULTS = dict(n_symbols=128, max_steps=1000, learning_rate=3e-3, warmup_steps=50, weight_decay=0.1, beta2=0.95,
                 grad_clip=1.0, out_dir="out/lm")

@@ -19,8 +19,9 @@ from data import mathematics
 from data.mathematics import END, LONGEST_ANSWER, MODULES, PAD, START
 from model import Seq2SeqTransformer, TransformerConfig
 from toolbox import figures, training
+from toolbox.checkpoints import load_checkpoint
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
-from toolbox.run import Run, load_checkpoint
+from toolbox.run import Run
 
 METRICS = ("val_loss", "char_accuracy", "exact_match")                 # see evaluate
 HELD_OUT = 1000                             # generated problems of each level on which a finished model is scored

@@ -20,9 +20,10 @@ from data import images
 from data.images import augment
 from model import TransformerConfig, VisionTransformer, model_config
 from toolbox import figures, training
+from toolbox.checkpoints import load_checkpoint
 from toolbox.figures.predictions import draw_predictions
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
-from toolbox.run import Run, load_checkpoint
+from toolbox.run import Run
 
 DEFAULTS = dict(d_ff=256, position="learned", symbols="relative", n_symbols=16, symmetric=True, max_steps=2500,
                 warmup_steps=100, weight_decay=0.05, log_every=50, out_dir="out/vit")

@@ -32,13 +32,14 @@ import torch
 from tqdm import tqdm
 
 from toolbox import distributed
+from toolbox.checkpoints import load_checkpoint, load_weights, plain, save_checkpoint
 from toolbox.files import try_lock, write_atomically
 from toolbox.options import fail, one_line_errors
 
 ROOT = Path(__file__).parents[1]
 # the files on which a result depends, besides the script itself
 CODE = ["attention.py", "relational_attention.py", "symbols.py", "model.py", "extras/blocked.py", "toolbox/training.py",
-        "toolbox/run.py", "toolbox/distributed.py", "data/**/*.py"]
+        "toolbox/run.py", "toolbox/checkpoints.py", "toolbox/distributed.py", "data/**/*.py"]
 # Options that do not change what a run computes, except for rounding and dropout masks.
 NOT_COMPARED = ("device", "out_dir", "data_dir", "workers", "resume", "baseline", "match_params", "sweep", "paper",
                 "micro_batch", "recompute", "test_data")
@@ -62,33 +63,6 @@ def run_name(cfg):
     return name if len(name) < 120 else f"{name[:100]}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
 
 
-def load_checkpoint(path):
-    """What Run.save wrote: {"options", "facts", "model", ...}. ValueError, of one line, if it is missing or damaged."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"no checkpoint at {path}") from None
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:               # pickle, zip and torch each raise errors of their own here
-        reason = re.search("WeightsUnpickler error: (.*)", str(error)) or re.match("(.*)", str(error))
-        reason = reason[1][:200] or type(error).__name__
-        raise ValueError(f"{path} is not a checkpoint of this project, or damaged: {reason}") from None
-    if not isinstance(checkpoint, dict) or not {"options", "facts", "model"} <= checkpoint.keys():
-        raise ValueError(f"{path} is not a checkpoint of this project")
-    return checkpoint
-
-
-def load_weights(model, weights, path):
-    """Raises ValueError, naming the first tensor that does not fit, if the checkpoint is of another shape."""
-    own = model.state_dict()
-    for name in [*own, *weights]:
-        has, needs = (tuple(d[name].shape) if name in d else "absent" for d in (weights, own))
-        if has != needs:
-            raise ValueError(f"{path} is of another shape: {name} is {has} there, {needs} in this model")
-    model.load_state_dict(weights)
-
-
 class Run:
     """See the top of this file.
 
@@ -101,7 +75,7 @@ class Run:
         self.cfg, self.folder, self.bar = cfg, Path(cfg.out_dir) / run_name(cfg), None
         self.unit, self.per_step, self.max_steps = unit, per_step, max_steps or cfg.max_steps
         self.columns = ["step", unit, "train_loss", *metrics, "lr", f"{unit}_per_s", "seconds"]
-        self.record = {"options": asdict(cfg), "facts": facts, "code": code_hash(cfg),
+        self.record = {"options": asdict(cfg), "facts": plain(facts, "facts"), "code": code_hash(cfg),
                        "command": shlex.join(["python", *sys.argv]), "torch": torch.__version__, "finished": False}
         self.step, self.best = 0, math.inf                             # of the last checkpoint; the lowest loss so far
         self.losses, self.norms, self.read = [], [], []                # of the last steps: on the device; read from it
@@ -284,7 +258,7 @@ class Run:
                  "model": model.state_dict(), "optimizer": optimizer.state_dict(), "seconds": self.clock(),
                  "best": self.best, "losses": self.read, "row": self.row}
         if distributed.RANK == 0:
-            write_atomically(self.folder / name, lambda path: torch.save(state, path))
+            save_checkpoint(self.folder / name, state)
 
     def stop(self, step):
         """Ends the script after Ctrl-C or SIGTERM, for which it has saved."""

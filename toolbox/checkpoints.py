@@ -1,0 +1,62 @@
+"""Checkpoints: files of plain Python values and tensors, which can be read without running code from them."""
+import re
+
+import numpy as np
+import torch
+
+from toolbox.files import write_atomically
+
+PLAIN = (bool, int, float, str, type(None), torch.Tensor, torch.nn.Parameter)
+# Earlier checkpoints may hold numbers of NumPy, which are read, too: as plain ones.
+NUMBERS = [np.dtype, np.float64(0).__reduce__()[0], *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}]
+
+
+def plain(value, name="checkpoint"):
+    """The same value in plain Python: a NumPy number becomes a number. TypeError for what a file could not be read with.
+
+    Plain are numbers, strings, None, tensors, and dicts, lists and tuples of these.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if type(value) in PLAIN:
+        return value
+    if isinstance(value, dict):                                       # in place of it only where something changes
+        items = {plain(key, f"a name in {name}"): plain(item, f"{name}[{key!r}]") for key, item in value.items()}
+        return value if all(items[key] is value[key] for key in value) else items
+    if type(value) in (list, tuple):
+        return type(value)(plain(item, f"{name}[{i}]") for i, item in enumerate(value))
+    raise TypeError(f"{name} is of {type(value)}: a checkpoint holds numbers, strings and tensors only")
+
+
+def save_checkpoint(path, state):
+    """Writes `state` whole or not at all. Raises TypeError if it could not be read again, OSError on a full disk."""
+    state = plain(state)
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_checkpoint(path):
+    """What Run.save wrote: {"options", "facts", "model", ...}. ValueError, of one line, if it is missing or damaged."""
+    try:
+        with torch.serialization.safe_globals(NUMBERS):
+            checkpoint = plain(torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise ValueError(f"no checkpoint at {path}") from None
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:               # pickle, zip and torch each raise errors of their own here
+        reason = re.search("WeightsUnpickler error: (.*)", str(error)) or re.match("(.*)", str(error))
+        reason = reason[1][:200] or type(error).__name__
+        raise ValueError(f"{path} is not a checkpoint of this project, or damaged: {reason}") from None
+    if not isinstance(checkpoint, dict) or not {"options", "facts", "model"} <= checkpoint.keys():
+        raise ValueError(f"{path} is not a checkpoint of this project")
+    return checkpoint
+
+
+def load_weights(model, weights, path):
+    """Raises ValueError, naming the first tensor that does not fit, if the checkpoint is of another shape."""
+    own = model.state_dict()
+    for name in [*own, *weights]:
+        has, needs = (tuple(d[name].shape) if name in d else "absent" for d in (weights, own))
+        if has != needs:
+            raise ValueError(f"{path} is of another shape: {name} is {has} there, {needs} in this model")
+    model.load_state_dict(weights)
