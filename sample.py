@@ -5,6 +5,7 @@
     cat story.txt | python sample.py --prompt_file=- --n_samples=3 > continued.txt          (speed: on standard error)
 """
 import codecs
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -71,10 +72,10 @@ def load(name, tokenizer, data_dir):
 
 def read_prompt(options, tokenizer):
     """The tokens to continue: a list, not empty."""
-    text = options.prompt
+    raw = os.fsencode(options.prompt)                                  # the command line's bytes, in any locale
     if options.prompt_file:
         raw = sys.stdin.buffer.read() if options.prompt_file == "-" else Path(options.prompt_file).read_bytes()
-        text = raw.decode(errors="surrogateescape")                    # as Python does with the command line
+    text = raw.decode("utf-8", "surrogateescape")
     if not text and tokenizer.end is None:
         raise ValueError(f"the prompt is empty, and {tokenizer.name} have no end-of-text to start after: give a prompt")
     return tokenizer.encode(text) or [tokenizer.end]

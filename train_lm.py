@@ -19,6 +19,7 @@ from toolbox import distributed, figures, training
 from toolbox.checkpoints import load_checkpoint
 from toolbox.figures.runs import final, load_run, speed
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
+from toolbox.output import unfailing_output
 from toolbox.run import Run
 
 DEFAULTS = dict(n_symbols=128, max_steps=1000, learning_rate=3e-3, warmup_steps=50, weight_decay=0.1, beta2=0.95,
@@ -175,6 +176,7 @@ def prepare(argv):
     return configs, corpus, device, dtype
 
 
+@unfailing_output()
 def main(argv=None):
     distributed.start()
     with one_line_errors():

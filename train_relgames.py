@@ -24,6 +24,7 @@ from model import TransformerConfig, VisionTransformer, model_config
 from toolbox import figures, sweep, training
 from toolbox.figures.runs import run_folders
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
+from toolbox.output import unfailing_output
 from toolbox.run import NOT_COMPARED, Run
 
 # The published model: pre-norm, no norm after the last block; a token for each of the nine objects, and a class token.
@@ -143,6 +144,7 @@ def configs_of(argv):
     return sorted(training.with_baselines(configs, make_model), key=lambda cfg: cfg.seed)
 
 
+@unfailing_output()
 def main(argv=None):
     with one_line_errors():
         configs = configs_of(argv)

@@ -21,6 +21,7 @@ from model import Seq2SeqTransformer, TransformerConfig
 from toolbox import figures, training
 from toolbox.checkpoints import load_checkpoint
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
+from toolbox.output import unfailing_output
 from toolbox.run import Run
 
 METRICS = ("val_loss", "char_accuracy", "exact_match")                 # see evaluate
@@ -206,6 +207,7 @@ def prepare(argv):
     return configs, source, device, dtype
 
 
+@unfailing_output()
 def main(argv=None):
     with one_line_errors():
         configs, source, device, dtype = prepare(argv)

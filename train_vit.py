@@ -23,6 +23,7 @@ from toolbox import figures, training
 from toolbox.checkpoints import load_checkpoint
 from toolbox.figures.predictions import draw_predictions
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
+from toolbox.output import unfailing_output
 from toolbox.run import Run
 
 DEFAULTS = dict(d_ff=256, position="learned", symbols="relative", n_symbols=16, symmetric=True, max_steps=2500,
@@ -184,6 +185,7 @@ def score(run, data, device, dtype):
           f"accuracy {scores['test_accuracy']:.4f}; some answers: {path}")
 
 
+@unfailing_output()
 def main(argv=None):
     with one_line_errors():
         configs = parse_options(Config, PRESETS, argv)

@@ -31,7 +31,22 @@ def plain(value, name="checkpoint"):
 def save_checkpoint(path, state):
     """Writes `state` whole or not at all. Raises TypeError if it could not be read again, OSError on a full disk."""
     state = plain(state)
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+    def write(temporary):
+        with open(temporary, "wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:                             # PyTorch's own, in many lines, about the file's
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+    write_atomically(path, write, needed=size_of(state))
+
+
+def size_of(value):
+    """Bytes of all tensors in it."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(map(size_of, items))
 
 
 def load_checkpoint(path):

@@ -19,6 +19,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -33,7 +34,7 @@ from tqdm import tqdm
 
 from toolbox import distributed
 from toolbox.checkpoints import load_checkpoint, load_weights, plain, save_checkpoint
-from toolbox.files import try_lock, write_atomically
+from toolbox.files import try_lock, write_atomically, writing
 from toolbox.options import fail, one_line_errors
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +82,7 @@ class Run:
         self.losses, self.norms, self.read = [], [], []                # of the last steps: on the device; read from it
         self.seconds, self.since = 0.0, None                           # on the clock; since when it runs
         self.row = {"step": 0, "seconds": 0.0}                         # of the last training row
+        self.rows = []                                                 # those that are not in log.csv yet
 
     # ---- is it new, finished, or to be resumed? ----
 
@@ -246,19 +248,40 @@ class Run:
             text += f"  {speed:,.0f} {self.unit}/s  {left:.0f} s left"
             self.bar.set_postfix_str(f"train_loss {train_loss:.4f}  {speed:,.0f} {self.unit}/s")
         if distributed.RANK == 0:
-            with open(self.folder / "log.csv", "a", newline="", encoding="utf-8") as f:
-                csv.DictWriter(f, self.columns).writerow(row)
+            self.rows.append(row)
+            try:
+                self.append_rows()
+            except OSError as error:                                   # no reason to lose the steps since the last save
+                self.bar.write(f"{error}; its rows are kept for later")
             if self.bar.disable or metrics:                            # on a terminal the bar shows training rows
                 self.bar.write(text)
 
+    def append_rows(self):
+        """Appends to log.csv what is not in it yet: all of it, or nothing and OSError."""
+        path, size = self.folder / "log.csv", None
+        if not self.rows:
+            return
+        with writing(path):
+            try:
+                size = path.stat().st_size
+                with open(path, "a", newline="", encoding="utf-8") as f:
+                    csv.DictWriter(f, self.columns).writerows(self.rows)
+            except OSError:
+                if size is not None:
+                    os.truncate(path, size)
+                raise
+        self.rows = []
+
     def save(self, name, step, model, optimizer):
-        """Writes a checkpoint; ends the script instead if a loss since the last one was not finite."""
+        """Writes a checkpoint, or ends the script in one line: a loss since the last one was not finite, a full disk."""
         self.check()
         state = {"options": self.record["options"], "facts": self.record["facts"], "step": step,
                  "model": model.state_dict(), "optimizer": optimizer.state_dict(), "seconds": self.clock(),
                  "best": self.best, "losses": self.read, "row": self.row}
         if distributed.RANK == 0:
-            save_checkpoint(self.folder / name, state)
+            with one_line_errors():
+                self.append_rows()
+                save_checkpoint(self.folder / name, state)
 
     def stop(self, step):
         """Ends the script after Ctrl-C or SIGTERM, for which it has saved."""
@@ -268,13 +291,16 @@ class Run:
 
     def finish(self, **results):
         """Marks the run as finished; results, such as scores={...}, are kept in config.json."""
+        with one_line_errors():
+            self.append_rows()
         self.record.update(finished=True, **results)
         self.write_record()
 
     def write_record(self):
         text = json.dumps(self.record, indent=2)
         if distributed.RANK == 0:
-            write_atomically(self.folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+            with one_line_errors():
+                write_atomically(self.folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_log(self, rows):
         def write(path):

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -140,7 +140,7 @@ def memory_errors(n_sequences=None):
 
 @contextmanager
 def stop_on_signal():
-    """Ctrl-C and SIGTERM no longer stop the program at once: they make the function that this yields return True.
+    """Ctrl-C, SIGTERM and SIGHUP no longer stop the program at once: they make the function that this yields return True.
 
         with stop_on_signal() as stop_requested:
             for step in ...:
@@ -156,9 +156,11 @@ def stop_on_signal():
         received.append(signum)
         signal.signal(signum, previous[signum])
         if distributed.RANK == 0:
-            os.write(2, b"\nfinishing this step, then saving; once more stops at once\n")
+            with suppress(OSError):                                    # the same Ctrl-C has ended a `2>&1 | tee log`
+                os.write(2, b"\nfinishing this step, then saving; once more stops at once\n")
     previous = {}
-    for s in (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ():
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    for s in numbers if threading.current_thread() is threading.main_thread() else ():
         if signal.getsignal(s) not in (signal.SIG_IGN, None):          # a background job ignores Ctrl-C: leave it so
             previous[s] = signal.signal(s, note)
     try:
