@@ -18,7 +18,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import numpy as np
 import torch
 
@@ -28,8 +27,7 @@ from relational_attention import RelationalAttention
 from toolbox import training
 from toolbox.options import agreed, at_least, one_line_errors, parse_options, start
 
-matplotlib.use("Agg")                                                # before pyplot: draw to files, without a display
-import matplotlib.pyplot as plt                                      # noqa: E402
+import matplotlib.pyplot as plt                                      # noqa: E402  (after toolbox: without a display)
 
 
 @dataclass

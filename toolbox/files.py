@@ -1,4 +1,5 @@
 """Files that are never half written, and locks between processes."""
+import csv
 import errno
 import os
 import shutil
@@ -19,20 +20,24 @@ FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 @contextmanager
 def writing(path, needed=0):
-    """Turns an OSError of its body into one of one line: which file, why, and what space is free and needed (bytes)."""
+    """Its body writes `path`: the error of a full disk then names the file, the free space and the needed bytes."""
     try:
         yield
     except OSError as error:
-        why = error.strerror or error
-        if error.errno in FULL:
-            why = f"{why} ({free_space(path)}" + (f", {needed / 1e6:,.1f} MB needed)" if needed else ")")
-        raise OSError(f"could not write {path}: {why}") from None
+        if error.errno not in FULL:
+            raise                                                        # its message names a file
+        needs = f", {needed / 1e6:,.1f} MB needed" if needed else ""
+        raise OSError(f"could not write {path}: {error.strerror} ({free_space(path)}{needs})") from None
 
 
 def free_space(path):
     """The free space on the disk of a path that need not exist yet, in words."""
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     return f"{shutil.disk_usage(existing).free / 1e6:,.1f} MB free in {existing}"
+
+
+def write_text(path, text):
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), needed=len(text.encode()))
 
 
 def write_atomically(path, write, needed=0):
@@ -48,6 +53,16 @@ def write_atomically(path, write, needed=0):
     finally:
         with suppress(OSError):                                          # on a full disk nothing stays behind
             temporary.unlink()
+
+
+def write_csv(path, columns, rows):
+    """rows: dicts; a column that a row lacks stays empty."""
+    def write(temporary):
+        with open(temporary, "w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+    write_atomically(path, write)
 
 
 @contextmanager

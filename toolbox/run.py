@@ -25,7 +25,7 @@ import shlex
 import shutil
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from toolbox import distributed
 from toolbox.checkpoints import load_checkpoint, load_weights, plain, save_checkpoint
-from toolbox.files import try_lock, write_atomically, writing
+from toolbox.files import try_lock, write_csv, write_text, writing
 from toolbox.options import fail, one_line_errors
 
 ROOT = Path(__file__).parents[1]
@@ -267,8 +267,9 @@ class Run:
                 with open(path, "a", newline="", encoding="utf-8") as f:
                     csv.DictWriter(f, self.columns).writerows(self.rows)
             except OSError:
-                if size is not None:
-                    os.truncate(path, size)
+                if size is not None:                                   # no half of a row
+                    with suppress(OSError):
+                        os.truncate(path, size)
                 raise
         self.rows = []
 
@@ -300,12 +301,7 @@ class Run:
         text = json.dumps(self.record, indent=2)
         if distributed.RANK == 0:
             with one_line_errors():
-                write_atomically(self.folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+                write_text(self.folder / "config.json", text)
 
     def write_log(self, rows):
-        def write(path):
-            with open(path, "w", newline="", encoding="utf-8") as f:
-                writer = csv.DictWriter(f, self.columns)
-                writer.writeheader()
-                writer.writerows(rows)
-        write_atomically(self.folder / "log.csv", write)
+        write_csv(self.folder / "log.csv", self.columns, rows)

@@ -3,8 +3,8 @@
     corpus = load("tinystories", "gpt2", "data/cache")
     x, y = corpus.train.windows(starts, length)                        # inputs and next tokens, (N, length) each
 
-The tokens are written to a folder `<name>.part`, which is renamed when they are complete. After a kill they are made
-again from the start. A lock keeps two processes from making the same tokens at the same time.
+The tokens are written to a folder `<name>.part`, which is renamed when they are complete, and removed after an error.
+After a kill they are made again from the start. A lock keeps two processes from making the same tokens at the same time.
 """
 import hashlib
 import json

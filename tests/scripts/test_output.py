@@ -2,6 +2,7 @@
 
 Each test runs a script in a process of its own. No failing output ends a training or loses a step.
 """
+import ast
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +131,44 @@ def test_output_that_cannot_fail_shows_what_the_console_can_and_is_restored(monk
     with pytest.raises(UnicodeEncodeError):
         print("±")
     assert output.Unfailing(sys.__stdout__).encoding == sys.__stdout__.encoding
+
+
+# ---- notebooks and matplotlib's settings -----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("script", ["train_vit.py", "-m data.images.glyphs",
+                                    "-m data.relational_games", "-m extras.bench"])
+def test_scripts_start_where_a_notebook_has_set_a_backend_that_is_not_installed(script):
+    environment = os.environ | {"MPLBACKEND": "module://not_installed.backend_inline"}
+    code = subprocess.run([sys.executable, *script.split(), "-h"], cwd=ROOT, capture_output=True, env=environment)
+    assert code.returncode == 0 and not code.stderr
+
+
+@pytest.mark.figures
+def test_figures_do_not_depend_on_a_users_matplotlibrc(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("backend: gtk4agg\ntext.usetex: True\nfigure.dpi: 30\nsavefig.format: svg\n"
+                                           "lines.linewidth: 9\nfont.size: huge\nimage.interpolation: bicubic\n")
+    for name, rc in (("one.png", ""), ("two.png", str(tmp_path))):
+        subprocess.run([sys.executable, "-m", "data.relational_games", f"--out={tmp_path / name}"], cwd=ROOT,
+                       check=True, capture_output=True, env=os.environ | {"MATPLOTLIBRC": rc})
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_every_text_file_is_opened_as_utf_8_by_name():
+    """open, read_text, write_text, TextIOWrapper and NamedTemporaryFile of text, wherever they occur in the project."""
+    found, forgotten = 0, []
+    for path in [*Path(ROOT).glob("*.py"), *(p for folder in ("data", "toolbox", "extras") for p in
+                                             Path(ROOT, folder).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+            if name not in ("open", "read_text", "write_text"):
+                continue
+            words = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+            binary = any(isinstance(word, str) and "b" in word for word in words if word in ("rb", "wb", "ab"))
+            on_path = isinstance(node.func, ast.Attribute) and name == "open"        # os.open, Image.open, tarfile.open
+            ours = isinstance(node.func, ast.Name) and name == "write_text"          # toolbox.files: always UTF-8
+            encoded = "encoding" in {keyword.arg for keyword in node.keywords} or "ascii" in words
+            locks = {("toolbox/files.py", "a"), ("toolbox/run.py", "a"), ("toolbox/distributed.py", "w")}
+            found += 1
+            if not (binary or on_path or ours or encoded or (str(path.relative_to(ROOT)), *words[-1:]) in locks):
+                forgotten.append(f"{path}:{node.lineno}")
+    assert found > 20 and not forgotten

@@ -1,7 +1,7 @@
 """Some test images, with the class that the model predicts for each."""
 from matplotlib.figure import Figure
 
-from toolbox.figures.drawing import house_style
+from toolbox.figures.drawing import house_style, save
 
 
 def draw_predictions(images, labels, probabilities, class_names, path, columns=8):
@@ -15,4 +15,4 @@ def draw_predictions(images, labels, probabilities, class_names, path, columns=8
             ax.imshow(image.transpose(1, 2, 0))
             truth = "" if k == label else f"\nis {class_names[label]}"
             ax.set_title(f"{class_names[k]} {p[k]:.0%}{truth}", fontsize=8, color="#cc3311" if truth else "black")
-        fig.savefig(path, dpi=110)
+        save(fig, path, dpi=110)
