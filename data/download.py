@@ -29,6 +29,8 @@ from tqdm import tqdm
 from toolbox.files import FULL, free_space, locked
 
 HTTPError = requests.packages.urllib3.exceptions.HTTPError       # raised when the raw response of requests is read
+# where checkpoints and texts are published; a mirror, if that is set as for Hugging Face's own programs
+HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 BLOCK = 1 << 16                                # bytes read at a time; the most that a broken connection loses
 
 

@@ -23,11 +23,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data.download import download
+from data.download import HUB, download
 from extras.safetensors import brief, read_header, read_json, some
 from model import LanguageModel, TransformerConfig
 
-HUB = "https://huggingface.co"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 

@@ -164,11 +164,16 @@ def comments_and_groups(Config):
     return comments, groups
 
 
+def with_home(path):
+    """~ and ~/x in full; ~x, which is more likely a file than a user, as it is."""
+    return os.path.expanduser(path) if re.match(r"~($|[/\\])", path) else path
+
+
 def option_values(name, kind, text):
     """The values that `text` gives to a field of type `kind`: a list, longer than one where commas separate them."""
     if kind is str:                                                    # a path or name: may contain a comma
-        # the shell leaves --out_dir=~/runs as it is
-        return [os.path.expanduser(text) if text.startswith("~/") and name != "prompt" else text]
+        # the shell leaves --out_dir=~/runs as it is, and the second of --runs=~/one,~/two
+        return [text if name == "prompt" else ",".join(map(with_home, text.split(",")))]
     kinds = get_args(kind) if get_origin(kind) is not Literal else (str,)          # int | None -> (int, NoneType)
     kinds = kinds or (kind,)
 

@@ -9,6 +9,7 @@ import signal
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from textwrap import shorten
 from typing import Literal
 
 import numpy as np
@@ -105,7 +106,7 @@ def choose_device(name="auto", dtype="auto"):
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"device={name} cannot be used here: {shorten(str(error), 150, placeholder=' ...')}") from None
     if device.type == "cuda":                                         # TF32 for what stays in float32
         torch.set_float32_matmul_precision("highest" if dtype == "float32" else "high")
     if dtype != "auto":

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from data.download import DownloadError, download
+from data.download import HUB, DownloadError, download
 
 # SHA-256 of the corpus of torch 2.13.0: 206 files, 2,762,907 bytes. Losses on different corpora are not comparable.
 REFERENCE = "95eca13a947106fbca1b86853191f2dfc8bcf5809cfd1d96cf63bfb04ce36826"
 SHAKESPEARE = dict(url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
                    size=1_115_394, sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")
-STORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main"
+STORIES = f"{HUB}/datasets/roneneldan/TinyStories/resolve/main"
 TINYSTORIES = {
     "TinyStories-train.txt": dict(
         size=1_924_281_556, sha256="c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f"),
@@ -85,6 +85,8 @@ def find(data, data_dir, first_mb=None):
             name, train, val = path.name, *(whole(only(path, pattern)) for pattern in ("*train*.txt", "*val*.txt"))
         elif path.is_file():
             name, train, val = path.name, *split(path)
+        elif path.exists():
+            raise ValueError(f"{data} is a pipe or a device, which can be read only once: store its text in a file first")
         else:
             raise ValueError(f"no file {data}: --data takes torch, shakespeare, tinystories, fineweb, the path of a "
                              f"text file, or a folder with *train*.txt and *val*.txt")

@@ -67,6 +67,8 @@ class Corpus:
 
     def check(self, length):
         """Raises ValueError if a part is too short for one window of `length` tokens and the token after it."""
+        if not self.facts["bytes_per_token"] and len(self.val):
+            raise ValueError(f"{self.name}: the validation part has no text, only <|endoftext|>")
         for name, part in (("training", self.train), ("validation", self.val)):
             if len(part) <= length:
                 raise ValueError(f"{self.name}: the {name} part has {len(part):,} tokens, less than one context "
@@ -124,12 +126,17 @@ def load(data, tokenizer, data_dir, *, first_mb=None, n_shards=None):
 
 
 def alphabet(parts):
-    """All characters that occur, sorted; with NUL, the token between documents, if there is more than one."""
+    """All characters that occur, sorted; with NUL, the token between documents, if there is more than one.
+
+    Raises ValueError if there is none.
+    """
     found = set()
     with progress("reading the alphabet", sum(map(len, parts))) as bar:
         for part in parts:
             for piece in sources.pieces(part, lambda block: bar.update(len(block))):
                 found.update(piece or "\0")
+    if not found:
+        raise ValueError("the text is empty: give another file with --data=FILE")
     return "".join(sorted(found))
 
 
