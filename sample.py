@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from data.text.tokenizers import load_tokenizer
-from extras.pretrained import WEIGHTS, load_pretrained
+from extras.pretrained import is_published, load_pretrained
 from model import LanguageModel, model_config, stream
 from toolbox.checkpoints import load_checkpoint, load_weights
 from toolbox.options import at_least, one_line_errors, parse_options, start
@@ -48,7 +48,7 @@ class Options:
 def load(name, tokenizer, data_dir):
     """-> LanguageModel, tokenizer. Raises ValueError or OSError, in one line, if there is none or they do not fit."""
     path = Path(name)
-    if (path / WEIGHTS).is_file() or len(path.parts) == 2 and not path.parent.exists():      # a folder, or owner/name
+    if is_published(name):
         model, facts = load_pretrained(name, data_dir), {"tokenizer": "gpt2"}
     else:
         if not path.exists():

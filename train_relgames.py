@@ -57,6 +57,8 @@ class Config(training.TrainingOptions, TransformerConfig):
     def __post_init__(self):
         super().__post_init__()
         at_least(self, train_size=2, test_size=1, batch_size=1, epochs=1, workers=1)
+        if self.init_from:
+            raise ValueError("--init_from: there are no checkpoints of Relational Games")
         if self.alternative and (self.task not in ("xoccurs", "match_pattern") or self.data != "generated"):
             raise ValueError(f"task={self.task}, data={self.data}: only the drawn xoccurs and match_pattern have an "
                              f"alternative sampling")

@@ -20,7 +20,7 @@ from data import images
 from data.images import augment
 from model import TransformerConfig, VisionTransformer, model_config
 from toolbox import figures, training
-from toolbox.checkpoints import load_checkpoint
+from toolbox.checkpoints import load_checkpoint, load_initial
 from toolbox.figures.predictions import draw_predictions
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
 from toolbox.output import unfailing_output
@@ -189,7 +189,9 @@ def score(run, data, device, dtype):
 def main(argv=None):
     with one_line_errors():
         configs = parse_options(Config, PRESETS, argv)
-        first = agreed(configs, ("data", "data_dir", "image_size", "val_size", "workers", "out_dir", "device", "dtype"))
+        first = agreed(configs, ("data", "data_dir", "image_size", "val_size", "workers", "out_dir", "device", "dtype",
+                                 "init_from"))
+        initial = load_initial(first.init_from) if first.init_from else None
         device, dtype, why = training.choose_device(first.device, first.dtype)
         data = images.load(first.data, data_dir=first.data_dir, image_size=first.image_size, val_size=first.val_size,
                            workers=first.workers, device=device)
@@ -200,7 +202,7 @@ def main(argv=None):
             f"{data.facts[part]:,} for {what}" for part, what in (("train", "training"), ("val", "validation"),
                                                                   ("test", "testing"))) + f"\ndevice: {why}")
         runs = [Run(cfg, {**data.facts, "dtype": str(dtype)}, unit="images", per_step=cfg.batch_size * cfg.grad_accum,
-                    metrics=("val_loss", "val_accuracy")) for cfg in configs]
+                    metrics=("val_loss", "val_accuracy"), initial=initial) for cfg in configs]
     for cfg, run in zip(configs, runs):
         if not run.reusable():
             with run, training.stop_on_signal() as stop_requested:

@@ -58,6 +58,12 @@ def load_pretrained(name_or_folder, data_dir="data/cache"):
     return model.eval()
 
 
+def is_published(name):
+    """Whether this is a folder with a published checkpoint, or the Hugging Face name (owner/name) of one."""
+    path = Path(name)
+    return (path / WEIGHTS).is_file() or len(path.parts) == 2 and not path.parent.exists()
+
+
 def read_config(path):
     """The arguments in a config.json, unchecked."""
     with open(path, "rb") as file:

@@ -1,5 +1,7 @@
 """Checkpoints: files of plain Python values and tensors, which can be read without running code from them."""
+import hashlib
 import re
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -75,3 +77,36 @@ def load_weights(model, weights, path):
         if has != needs:
             raise ValueError(f"{path} is of another shape: {name} is {has} there, {needs} in this model")
     model.load_state_dict(weights)
+
+
+# ---- --init_from -----------------------------------------------------------------------------------------------------
+
+# Options that change what a model computes, but not the shapes of its weights. (`load_weights` compares shapes.)
+NOT_IN_SHAPES = ("n_heads", "n_ra", "activation", "norm", "norm_first", "position", "tie_embeddings", "pool")
+NOT_IN_SHAPES_OF_RELATIONS = ("symbols", "symbol_heads", "rel_activation", "ra_type", "share_qk", "symmetric")
+
+
+def load_initial(path):
+    """The weights to start with, from a checkpoint or from the last one in a run's folder. See `initial_weights`."""
+    path = Path(path)
+    path = path / "last.pt" if path.is_dir() else path
+    checkpoint = load_checkpoint(path)
+    return initial_weights(path, checkpoint["model"], checkpoint["options"], checkpoint["facts"])
+
+
+def initial_weights(path, weights, options, facts):
+    """{"path", "model", "options", "facts", "sha256"}: weights, the options of their model, what it was trained on."""
+    digest = hashlib.sha256()
+    for name, tensor in weights.items():
+        digest.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return {"path": path, "model": weights, "options": options, "facts": facts, "sha256": digest.hexdigest()}
+
+
+def initialise(model, initial, options):
+    """Gives the model these weights. Raises ValueError, naming the options, if they are of another model."""
+    theirs, names = initial["options"], NOT_IN_SHAPES + (NOT_IN_SHAPES_OF_RELATIONS if options["n_ra"] else ())
+    needed = [f"--{name}={theirs[name]}" for name in names if name in theirs and theirs[name] != options.get(name)]
+    if needed:
+        raise ValueError(f"the weights of {initial['path']} are of another model: give {' '.join(needed)}")
+    load_weights(model, initial["model"], initial["path"])
+    print(f"starting with the weights of {initial['path']}")

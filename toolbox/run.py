@@ -27,20 +27,22 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from toolbox import distributed
-from toolbox.checkpoints import load_checkpoint, load_weights, plain, save_checkpoint
+from toolbox.checkpoints import initialise, load_checkpoint, load_weights, plain, save_checkpoint
 from toolbox.files import try_lock, write_csv, write_text, writing
+from toolbox.longer import copy_shorter_run, read_record
 from toolbox.options import fail, one_line_errors
 
 ROOT = Path(__file__).parents[1]
 # the files on which a result depends, besides the script itself
 CODE = ["attention.py", "relational_attention.py", "symbols.py", "model.py", "extras/blocked.py", "toolbox/training.py",
-        "toolbox/run.py", "toolbox/checkpoints.py", "toolbox/distributed.py", "data/**/*.py"]
+        "toolbox/run.py", "toolbox/checkpoints.py", "toolbox/longer.py", "toolbox/distributed.py", "data/**/*.py"]
 # Options that do not change what a run computes, except for rounding and dropout masks.
 NOT_COMPARED = ("device", "out_dir", "data_dir", "workers", "resume", "baseline", "match_params", "sweep", "paper",
                 "micro_batch", "recompute", "test_data")
@@ -69,14 +71,18 @@ class Run:
 
     facts: what else defines the run (the data's size and SHA-256, the precision), plain Python values; kept in
     config.json and compared before a run is reused. unit: what the log counts, per_step of them in a step.
-    metrics: the further columns of the log. max_steps: default cfg.max_steps.
+    metrics: the further columns of the log. max_steps: default cfg.max_steps. initial: see checkpoints.load_initial.
     """
 
-    def __init__(self, cfg, facts, *, unit, per_step, metrics=(), max_steps=None):
+    def __init__(self, cfg, facts, *, unit, per_step, metrics=(), max_steps=None, initial=None):
+        options = asdict(cfg)
+        if initial:                                                    # identified by name and checksum, not by path
+            options["init_from"], facts = Path(cfg.init_from).name, {**facts, "initial_weights": initial["sha256"]}
         self.cfg, self.folder, self.bar = cfg, Path(cfg.out_dir) / run_name(cfg), None
+        self.initial = initial
         self.unit, self.per_step, self.max_steps = unit, per_step, max_steps or cfg.max_steps
         self.columns = ["step", unit, "train_loss", *metrics, "lr", f"{unit}_per_s", "seconds"]
-        self.record = {"options": asdict(cfg), "facts": plain(facts, "facts"), "code": code_hash(cfg),
+        self.record = {"options": options, "facts": plain(facts, "facts"), "code": code_hash(cfg),
                        "command": shlex.join(["python", *sys.argv]), "torch": torch.__version__, "finished": False}
         self.step, self.best = 0, math.inf                             # of the last checkpoint; the lowest loss so far
         self.losses, self.norms, self.read = [], [], []                # of the last steps: on the device; read from it
@@ -88,19 +94,22 @@ class Run:
 
     def found(self):
         """The folder's config.json if it describes this very run (same options and facts), else None."""
-        try:
-            record = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):                                  # none, or damaged
-            return None
-        if not isinstance(record, dict) or not self.record.keys() <= record.keys():
-            return None
-        then, now = ({k: v for k, v in r["options"].items() if k not in NOT_COMPARED} for r in (record, self.record))
-        return record if then == now and record["facts"] == self.record["facts"] else None
+        record = read_record(self.folder)
+        return record if record and self.same(record) else None
+
+    def same(self, record, but_for=()):
+        """Whether a config.json has the options and facts of this run."""
+        if not self.record.keys() <= record.keys():
+            return False
+        then, now = ({k: v for k, v in r["options"].items() if k not in (*NOT_COMPARED, *but_for)}
+                     for r in (record, self.record))
+        return then == now and record["facts"] == self.record["facts"]
 
     def reusable(self, quiet=False):
         """True if this run was finished before with the same options, data, code and torch; says so."""
         record = self.found() if distributed.RANK == 0 else None       # process 0 decides
-        reuse = bool(record and record["finished"] and all(record[k] == self.record[k] for k in ("code", "torch")))
+        reuse = bool(record and record["finished"] and all(record[k] == self.record[k] for k in ("code", "torch"))
+                     and (self.cfg.resume or "continued" not in record))            # see toolbox/longer.py
         if reuse and not quiet:
             print(f"{self.folder}: finished before with the same options, data, code and torch: reused")
         self.record = record if reuse else self.record
@@ -124,17 +133,25 @@ class Run:
             self.lock.close()
 
     def begin(self, model, optimizer, device):
-        """Starts the folder, or with --resume loads its last checkpoint. An old folder is moved to <folder>.old."""
+        """Starts the folder, or with --resume loads its last checkpoint, or that of a run with fewer max_steps.
+
+        An old folder is moved to <folder>.old.
+        """
         last = self.folder / "last.pt"
         self.device = device
         self.record.update(device=str(device), n_parameters=sum(p.numel() for p in model.parameters()))
         if distributed.WORLD > 1:
             self.record["processes"] = distributed.WORLD
+        if self.initial:
+            initialise(model, self.initial, asdict(self.cfg))
         if distributed.RANK == 0:
             found = self.found()
             finished = found and found["finished"]                     # by other code or torch: else reused
+            shorter = None
+            if self.cfg.resume and not last.exists():
+                shorter = copy_shorter_run(self, partial(self.same, but_for=("max_steps",)))
             if self.cfg.resume and last.exists() and not finished:
-                self.restore(last, found, model, optimizer)
+                self.restore(last, shorter or found, model, optimizer)
             else:
                 self.start_folder(finished)
             self.write_record()
@@ -167,6 +184,7 @@ class Run:
         if any(record[name] != self.record[name] for name in ("code", "torch")):
             print(f"{self.folder}: the code has changed since this run began; it will not count as reusable")
             self.record["code"] = "changed during the run"
+        self.record |= {"continued": record["continued"]} if "continued" in record else {}
         self.load_state(state, model, optimizer)
         with open(self.folder / "log.csv", newline="", encoding="utf-8") as f:
             rows = [row for row in csv.DictReader(f) if row["seconds"]]            # a kill may have cut the last one

@@ -33,6 +33,7 @@ class TrainingOptions:
     beta2: float = 0.999                    # AdamW
     grad_clip: float = 0.0                  # largest gradient norm; 0: no clipping
     log_every: int = 20                     # steps between rows of log.csv
+    init_from: str = ""                     # start with the weights of a checkpoint: its file, or its run's folder
     # running
     seed: int = 1                           # of weights, data order, augmentation and dropout; 1,2,3: one run each
     device: str = "auto"                    # auto: cuda, else mps, else cpu
@@ -48,6 +49,8 @@ class TrainingOptions:
         super().__post_init__()
         at_least(self, max_steps=1, learning_rate=0, min_lr=0, warmup_steps=0, weight_decay=0, grad_clip=0,
                  log_every=1, seed=0, beta1=0, beta2=0)
+        if self.init_from and self.baseline and self.n_ra:
+            raise ValueError("--init_from: its weights cannot be those of both models: give --baseline=False")
         if max(self.beta1, self.beta2) >= 1 or self.seed >= 2 ** 63:
             raise ValueError(f"beta1={self.beta1} and beta2={self.beta2} must be below 1, seed={self.seed} below 2^63")
 
