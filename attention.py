@@ -17,7 +17,7 @@ from torch import nn
 
 
 def sinusoids(positions, d_model):
-    """Vaswani et al. (2017), Section 3.5: positions (..., T) -> (..., T, d_model), sines and cosines in turn, float32."""
+    """Vaswani et al. (2017), Section 3.5: positions (..., T) -> (..., T, d_model), sines, cosines in turn, float32."""
     frequency = 10000.0 ** (-torch.arange(0, d_model, 2, device=positions.device).float() / d_model)
     angle = positions[..., None] * frequency                           # (..., T, d_model/2)
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)[..., :d_model]

@@ -117,7 +117,7 @@ def project_symbols(symbols, W_s, n_heads, T, cache=None):
         S = T if cache is None else len(cache)
         return split_heads(W_s(symbols.table(T, S))[None], n_heads)
     if symbols is None or symbols.dim() not in (2, 3):
-        raise ValueError("relational heads need symbols: (B, T, d_model), (T, d_model), or PositionRelativeSymbols, not "
+        raise ValueError("relational heads need symbols, (B, T, d_model), (T, d_model) or PositionRelativeSymbols, not "
                          f"{None if symbols is None else tuple(symbols.shape)}")
     if symbols.size(-2) != T:
         raise ValueError(f"{symbols.size(-2)} symbols for {T} tokens")

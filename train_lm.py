@@ -41,8 +41,8 @@ class Config(training.TrainingOptions, TransformerConfig):
     batch_size: int = 16                    # sequences in a step, of max_len tokens each
     micro_batch: int | None = None          # sequences per forward pass and process; default: no splitting
     eval_every: int = 100                   # steps between validations, each with a checkpoint
-    init_from: str = ""                     # start with the weights of a checkpoint (file, run's folder) or a published one
     eval_windows: int | None = 300          # validation sequences, always the same, spread evenly; None: the whole text
+    init_from: str = ""                     # start with these weights: a checkpoint, a run's folder, a published model
     # running
     compile: bool = False                   # torch.compile: faster steps after a slow start
 
@@ -153,7 +153,7 @@ def summarise(run, corpus, device, dtype):
 
 
 def initial_weights(name, corpus, data_dir):
-    """The weights that --init_from names, of one of our checkpoints or of a published one (see extras/pretrained.py)."""
+    """The weights that --init_from names, of one of our checkpoints or of a published one."""
     if is_published(name):
         source = load_pretrained(name, data_dir)
         initial = checkpoints.initial_weights(name, source.state_dict(), asdict(source.cfg), {"tokenizer": "gpt2"})

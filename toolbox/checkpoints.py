@@ -14,7 +14,7 @@ NUMBERS = [np.dtype, np.float64(0).__reduce__()[0], *{type(np.dtype(code)) for c
 
 
 def plain(value, name="checkpoint"):
-    """The same value in plain Python: a NumPy number becomes a number. TypeError for what a file could not be read with.
+    """The same value in plain Python: a NumPy number becomes a number. TypeError for what could not be read again.
 
     Plain are numbers, strings, None, tensors, and dicts, lists and tuples of these.
     """
@@ -61,7 +61,9 @@ def load_checkpoint(path):
     except (OSError, MemoryError):
         raise
     except Exception as error:               # pickle, zip and torch each raise errors of their own here
-        reason = re.search("WeightsUnpickler error: (.*)", str(error)) or re.match("(.*)", str(error))
+        text = str(error)                    # of which the advice to switch weights_only off is left out
+        reason = (re.search(r"WeightsUnpickler error:\s*(\S.*)", text) or re.search(r"trusted source\.\s*(\S.*)", text)
+                  or re.match("(.*)", text))
         reason = reason[1][:200] or type(error).__name__
         raise ValueError(f"{path} is not a checkpoint of this project, or damaged: {reason}") from None
     if not isinstance(checkpoint, dict) or not {"options", "facts", "model"} <= checkpoint.keys():

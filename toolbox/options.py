@@ -80,7 +80,7 @@ def terminated_as_by_ctrl_c():
 
 
 def start(main):
-    """Runs a script. Ctrl-C, SIGTERM and SIGHUP end it in one line, wherever it is; a closed pipe (`| head`) quietly."""
+    """Runs a script. Ctrl-C, SIGTERM and SIGHUP end it in one line, anywhere; a closed pipe (`| head`) quietly."""
     prepare_streams()
     try:
         try:

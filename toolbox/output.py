@@ -30,7 +30,7 @@ class Unfailing:
 
 @contextmanager
 def unfailing_output():
-    """While a script trains, no print and no progress bar ends it: not `| head`, not a `| tee log` that Ctrl-C ended."""
+    """While a script trains, no print and no progress bar ends it: not `| head`, not a `| tee` that Ctrl-C ended."""
     before, ours = (sys.stdout, sys.stderr), (Unfailing(sys.stdout), Unfailing(sys.stderr))
     sys.stdout, sys.stderr = ours
     try:

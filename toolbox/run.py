@@ -292,7 +292,7 @@ class Run:
         self.rows = []
 
     def save(self, name, step, model, optimizer):
-        """Writes a checkpoint, or ends the script in one line: a loss since the last one was not finite, a full disk."""
+        """Writes a checkpoint, or ends the script in one line: a loss since the last was not finite, or a full disk."""
         self.check()
         state = {"options": self.record["options"], "facts": self.record["facts"], "step": step,
                  "model": model.state_dict(), "optimizer": optimizer.state_dict(), "seconds": self.clock(),

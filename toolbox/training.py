@@ -144,7 +144,7 @@ def memory_errors(n_sequences=None):
 
 @contextmanager
 def stop_on_signal():
-    """Ctrl-C, SIGTERM and SIGHUP no longer stop the program at once: they make the function that this yields return True.
+    """Ctrl-C, SIGTERM and SIGHUP do not stop the program at once: they make the function that this yields return True.
 
         with stop_on_signal() as stop_requested:
             for step in ...:

@@ -42,9 +42,9 @@ def kind_of(folder):
     if (folder / "train").is_dir():
         return "imagenet"
     # as torchvision leaves it: root/cifar-10-batches-py/data_batch_1, root/cifar-100-python/meta
-    if any(list(folder.glob(f"{inside}{file}")) for inside in ("", "cifar-10*-py*/") for file in ("data_batch_1", "meta")):
+    if any([*folder.glob(f"{inside}data_batch_1"), *folder.glob(f"{inside}meta")] for inside in ("", "cifar-10*-py*/")):
         raise ValueError(f"{folder} holds the Python version of CIFAR, a pickle, which could run any code: give "
-                         f"--data=cifar10 or --data=cifar100, which download the binary version (170 MB), or its folder")
+                         f"--data=cifar10 or --data=cifar100, which download the binary version, or its folder")
     layouts = "data_batch_1.bin, ... (CIFAR-10), train.bin (CIFAR-100) or train/<class>/*.JPEG (ImageNet)"
     if folder.is_dir():
         raise ValueError(f"{folder} is not a folder with {layouts}")

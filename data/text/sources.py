@@ -86,7 +86,7 @@ def find(data, data_dir, first_mb=None):
         elif path.is_file():
             name, train, val = path.name, *split(path)
         elif path.exists():
-            raise ValueError(f"{data} is a pipe or a device, which can be read only once: store its text in a file first")
+            raise ValueError(f"{data} is a pipe or a device, which can be read once only: store its text in a file")
         else:
             raise ValueError(f"no file {data}: --data takes torch, shakespeare, tinystories, fineweb, the path of a "
                              f"text file, or a folder with *train*.txt and *val*.txt")

@@ -4,7 +4,7 @@
     x, y = corpus.train.windows(starts, length)                        # inputs and next tokens, (N, length) each
 
 The tokens are written to a folder `<name>.part`, which is renamed when they are complete, and removed after an error.
-After a kill they are made again from the start. A lock keeps two processes from making the same tokens at the same time.
+After a kill they are made again from the start. A lock keeps two processes from making the same tokens at a time.
 """
 import hashlib
 import json

@@ -258,7 +258,8 @@ def test_each_module_returns_to_its_own_mode_also_after_an_error(fails, monkeypa
     m.stack.blocks[0].eval()
     m.stack.blocks[1].mlp.eval()
     before, during = modes(m), []
-    m.head.register_forward_hook(lambda *args: during.append(modes(m)) or (1 / 0 if fails and len(during) > 2 else None))
+    m.head.register_forward_hook(
+        lambda *args: during.append(modes(m)) or (1 / 0 if fails and len(during) > 2 else None))
     for use in (lambda: m.generate(torch.zeros(1, 3, dtype=torch.long), 5),
                 lambda: [token for token in stream(m, torch.zeros(1, 3, dtype=torch.long), 5)]):
         during.clear()

@@ -64,7 +64,8 @@ WRONG_MASKS = [
     (torch.ones(T, T), "must be boolean"), (torch.ones(T, dtype=torch.bool), "2 or 4 dimensions"),
     (torch.ones(B, T, T, dtype=torch.bool), "2 or 4 dimensions"), (torch.ones(B, T + 1, dtype=torch.bool), r"\(B, S\)"),
     (torch.ones(T, T, dtype=torch.bool), r"pass a \(T, S\) mask as mask\[None, None\]"),
-    (torch.ones(B, 1, 1, T + 1, dtype=torch.bool), "broadcast"), (torch.ones(B, 1, 3, T, dtype=torch.bool), "broadcast"),
+    (torch.ones(B, 1, 1, T + 1, dtype=torch.bool), "broadcast"),
+    (torch.ones(B, 1, 3, T, dtype=torch.bool), "broadcast"),
     (torch.ones(2, 1, T, T, dtype=torch.bool), "broadcast"), (torch.ones(B, 3, T, T, dtype=torch.bool), "broadcast")]
 
 
@@ -73,7 +74,8 @@ WRONG_MASKS = [
 def test_a_mask_that_does_not_fit_is_one_clear_line_in_all_forms(form, kind, mask, words):
     x, layer = torch.randn(B, T, D).double(), RelationalAttention(D, H).double()
     use(form, layer)
-    for call in (lambda: layer(x, symbols_of(kind, D, T)(x), mask=mask), lambda: Attention(D, H).double()(x, mask=mask)):
+    for call in (lambda: layer(x, symbols_of(kind, D, T)(x), mask=mask),
+                 lambda: Attention(D, H).double()(x, mask=mask)):
         with pytest.raises(ValueError, match=words) as error:
             call()
         assert "\n" not in str(error.value)
@@ -148,8 +150,9 @@ def test_what_is_no_batch_of_sequences_is_one_clear_line():
     m, image = language_model(), VisionTransformer(TransformerConfig(**SMALL), image_size=8, patch_size=4, n_classes=3)
     s, stack = Seq2SeqTransformer(TransformerConfig(**SMALL)), Stack(TransformerConfig(**SMALL))
     one = torch.zeros(5, dtype=torch.long)
-    for call in (lambda: m(one), lambda: m(one[None, None]), lambda: s(one[None], one), lambda: stack(torch.randn(5, D)),
-                 lambda: Attention(D, H)(torch.randn(5, D)), lambda: image(torch.randn(3, 8, 8)),
+    for call in (lambda: m(one), lambda: m(one[None, None]), lambda: s(one[None], one),
+                 lambda: stack(torch.randn(5, D)), lambda: Attention(D, H)(torch.randn(5, D)),
+                 lambda: image(torch.randn(3, 8, 8)),
                  lambda: m.generate(one, 3), lambda: LanguageModel(TransformerConfig(**SMALL))(one, one)):
         with pytest.raises(ValueError, match="batch of sequences|idx must be|images of shape"):
             call()

@@ -1,4 +1,4 @@
-"""Texts with millions of blanks, or without any: read and tokenised in linear time, and a tokenizer's panic is a line."""
+"""Texts with millions of blanks, or without any: read in linear time; a tokenizer's panic is one line."""
 import random
 import re
 import subprocess
@@ -80,7 +80,7 @@ def test_a_panic_of_the_tokenizer_is_one_line_and_other_errors_stay(monkeypatch)
     tokenizer = BytePairs(Panics())
     for encode in (lambda: tokenizer.encode("x"), lambda: tokenizer.encode_batch(["x"])):
         Panics.error = PanicException("called `Result::unwrap()` on an `Err` value\n" * 3)
-        with pytest.raises(ValueError, match="the tokenizer toy failed on this text .* give --tokenizer=bytes") as error:
+        with pytest.raises(ValueError, match="tokenizer toy failed on this text .* give --tokenizer=bytes") as error:
             encode()
         assert "\n" not in str(error.value)
         Panics.error = KeyboardInterrupt()

@@ -1,4 +1,4 @@
-"""Every kind of data and tokenizer, from the command line on: train, stop, resume, sample. And what checkpoints hold."""
+"""Every kind of data and tokenizer, from the command line on: train, stop, resume, sample; what checkpoints hold."""
 import csv
 import struct
 from contextlib import nullcontext

@@ -80,7 +80,8 @@ def test_tokens_that_do_not_fit_leave_nothing(tokenizer, on_disk, tiny, tmp_path
 @tmpfs
 @pytest.mark.parametrize("command, file", [
     (f"plot.py --runs={ROOT}/results/mathematics/easy/curves.csv --out_dir=$DISK/out", "curves.png"),
-    ("-m data.relational_games --out=$DISK/out/x.png", "x.png"), ("-m data.images.glyphs --out=$DISK/out/x.png", "x.png")])
+    ("-m data.relational_games --out=$DISK/out/x.png", "x.png"),
+    ("-m data.images.glyphs --out=$DISK/out/x.png", "x.png")])
 def test_a_figure_that_does_not_fit_is_one_line(command, file, on_disk, tmp_path):
     status, _, error = on_disk("20k", f"$PY {command}")
     assert status == 2 and error.count("\n") == 1 and f"{file}: No space left on device" in error

@@ -21,7 +21,8 @@ SIX, TWELVE = (["--eval_every=3", "--log_every=2", "--warmup_steps=2", f"--max_s
 
 
 def folder_of(tmp_path, pattern):
-    folder, = (path.parent for path in (tmp_path / "out").glob(f"{pattern}/config.json") if path.parent.suffix != ".old")
+    found = (path.parent for path in (tmp_path / "out").glob(f"{pattern}/config.json"))
+    folder, = (folder for folder in found if folder.suffix != ".old")
     return folder
 
 
@@ -53,8 +54,8 @@ def test_more_steps_go_on_from_the_last_checkpoint_and_the_change_of_the_schedul
     said, twelve = capsys.readouterr().out, folder_of(tmp_path, "*max_steps=12*")
     cfg6, cfg12 = (train_lm.Config(**load_checkpoint(folder / "last.pt")["options"]) for folder in (six, twelve))
     assert f"going on from {six.name}, which stays as it is" in said and "resuming after step 6" in said
-    assert (f"the schedule now ends at step 12, not 6: the learning rate was {learning_rate(6, cfg6):.3g} at step 6 and "
-            f"is {learning_rate(7, cfg12):.3g} at step 7") in said
+    assert (f"the schedule now ends at step 12, not 6: the learning rate was {learning_rate(6, cfg6):.3g} at step 6 "
+            f"and is {learning_rate(7, cfg12):.3g} at step 7") in said
     assert before == {path.name: path.read_bytes() for path in six.iterdir()}
     assert load_checkpoint(twelve / "last.pt")["step"] == 12 and list(steps(twelve)) == [2, 4, 6, 8, 10, 12]
     assert list(steps(twelve, "val_loss")) == [0, 3, 6, 9, 12]
@@ -139,7 +140,8 @@ def test_a_run_starts_with_the_weights_of_a_checkpoint(tiny, tmp_path, capsys, m
     six = folder_of(tmp_path, "*max_steps=6*")
     for path in (six, six / "last.pt"):
         train_lm.main([*tiny, *SIX, f"--init_from={path}", "--learning_rate=1e-4"])
-        started, = (folder for folder in (tmp_path / "out").glob("sa*") if record(folder)["options"]["init_from"] == path.name)
+        started, = (folder for folder in (tmp_path / "out").glob("sa*")
+                    if record(folder)["options"]["init_from"] == path.name)
         assert steps(started, "val_loss")[0] == steps(six, "val_loss")[6]
         assert float(steps(started, "lr")[2]) == 1e-4 and "starting with the weights of" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)                                        # the same weights at another path
@@ -175,14 +177,16 @@ class Gpt2(train_lm.tokens.load_tokenizer("bytes").__class__):
 
 
 @pytest.mark.parametrize("change, words", [
-    ("--activation=silu", "give --activation=gelu"), ("--n_ra=2", "give --n_ra=1"), ("--norm_first=False", "norm_first"),
+    ("--activation=silu", "give --activation=gelu"), ("--n_ra=2", "give --n_ra=1"),
+    ("--norm_first=False", "norm_first"),
     ("--d_model=32", "is of another shape"), ("--rel_activation=tanh", "--rel_activation=identity"),
     ("--n_layers=2", "is of another shape"), ("--tie_embeddings=False", "--tie_embeddings=True"),
     ("--tokenizer=chars", "trained on other tokens"), ("--baseline=True", "give --baseline=False"),
     ("--init_from=nowhere", "no checkpoint at nowhere")])
 def test_weights_of_another_model_are_refused_and_the_option_is_named(change, words, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 40)
-    options = [*TINY, *SIX, f"--data={tmp_path / 'text.txt'}", f"--data_dir={tmp_path}", f"--out_dir={tmp_path / 'out'}"]
+    options = [*TINY, *SIX, f"--data={tmp_path / 'text.txt'}", f"--data_dir={tmp_path}",
+               f"--out_dir={tmp_path / 'out'}"]
     train_lm.main(options)
     capsys.readouterr()
     assert words in refused(train_lm.main, [*options, f"--init_from={folder_of(tmp_path, '*')}", change], capsys)

@@ -100,7 +100,7 @@ CONSOLES = [dict(PYTHONIOENCODING="cp1252"), dict(PYTHONIOENCODING="ascii"),
 def test_a_console_without_utf_8_shows_question_marks_and_files_are_utf_8(environment, shell, tmp_path):
     """Three seeds, for the table with its ±; a text whose sample cannot be shown; a name that is not ASCII."""
     (tmp_path / "text.txt").write_text("日本 naïve — “quoted” 🙂 " * 100, encoding="utf-8")
-    process = shell("$TRAIN --tokenizer=chars --baseline=True --seed=1,2,3", *SHORT, PYTHONUNBUFFERED="1", **environment)
+    process = shell("$TRAIN --tokenizer=chars --baseline=True --seed=1,2,3", *SHORT, **environment)
     said, error = process.communicate(timeout=200)
     assert process.returncode == 0 and b"Error" not in error and b"95% interval" in said
     assert "±" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")

@@ -83,7 +83,7 @@ def test_a_mirror_of_hugging_face_is_used_for_checkpoints_and_texts():
         environment = {k: v for k, v in os.environ.items() if k != "HF_ENDPOINT"}
         said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
                               env=environment | ({"HF_ENDPOINT": endpoint} if endpoint else {})).stdout.split()
-        assert said[2] == start and said[0].startswith(f"{start}/datasets/") and said[1].startswith(f"{start}/datasets/")
+        assert said[2] == start and all(url.startswith(f"{start}/datasets/") for url in said[:2])
 
 
 @pytest.mark.parametrize("options", [["--temperature=1e-42"], ["--top_p=1e-300"], ["--temperature=1e-42", "--top_k=3"]])
