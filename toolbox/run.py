@@ -185,6 +185,8 @@ class Run:
             print(f"{self.folder}: the code has changed since this run began; it will not count as reusable")
             self.record["code"] = "changed during the run"
         self.record |= {"continued": record["continued"]} if "continued" in record else {}
+        for left in self.folder.glob("*.tmp"):                         # by a process that was killed while it wrote
+            left.unlink()
         self.load_state(state, model, optimizer)
         with open(self.folder / "log.csv", newline="", encoding="utf-8") as f:
             rows = [row for row in csv.DictReader(f) if row["seconds"]]            # a kill may have cut the last one

@@ -35,6 +35,7 @@ train_lm.main({options!r})""")
     assert load_checkpoint(only_run() / "last.pt")["step"] == 2 and len(list(only_run().glob("*.tmp"))) == 1
     train_lm.main([*options, "--resume"])
     assert "resuming after step 2" in capsys.readouterr().out and load_checkpoint(only_run() / "last.pt")["step"] == 6
+    assert not list(only_run().glob("*.tmp"))
 
 
 def test_a_kill_while_an_archive_is_unpacked_leaves_a_part_that_is_never_used(tmp_path):
