@@ -17,16 +17,16 @@ from torch import nn
 
 
 def sinusoids(positions, d_model):
-    """Vaswani et al. (2017), Section 3.5: positions (T,) -> (T, d_model), sines and cosines in turn, in float32."""
+    """Vaswani et al. (2017), Section 3.5: positions (..., T) -> (..., T, d_model), sines, cosines in turn, float32."""
     frequency = 10000.0 ** (-torch.arange(0, d_model, 2, device=positions.device).float() / d_model)
-    angle = positions[:, None] * frequency                             # (T, d_model/2)
-    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :d_model]
+    angle = positions[..., None] * frequency                           # (..., T, d_model/2)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)[..., :d_model]
 
 
 def rope_table(positions, d_h, base=10000.0):
-    """Rotary positions (Su et al., 2021): positions (T,) -> cosines and sines, (T, 1, d_h/2) each, in float32."""
+    """Rotary positions (Su et al., 2021): positions (..., T) -> cosines and sines, (..., T, 1, d_h/2) each, float32."""
     frequency = base ** (-torch.arange(0, d_h, 2, device=positions.device).float() / d_h)      # one for each plane
-    angle = positions[:, None, None] * frequency                       # (T, 1, d_h/2)
+    angle = positions[..., None, None] * frequency                     # (..., T, 1, d_h/2)
     return angle.cos(), angle.sin()
 
 
@@ -39,6 +39,8 @@ def rotate(x, rope):
 
 def split_heads(x, n_heads, rope=None):
     """(B, T, H d_h) -> (B, H, T, d_h), rotated by position where `rope` is given."""
+    if x.dim() != 3:
+        raise ValueError(f"attention takes a batch of sequences, (B, T, features), not {tuple(x.shape)}")
     x = x.unflatten(-1, (n_heads, -1))                                 # (B, T, H, d_h)
     return (x if rope is None else rotate(x, rope)).transpose(1, 2)
 
@@ -52,15 +54,24 @@ def attention_mask(q, k, causal, mask):
     """Which query may attend to which key: boolean, broadcastable to (B, H, T, S); None if all may attend to all.
 
     `mask` is boolean, True = may attend: (B, S), False at padding, or four dimensions that broadcast to (B, H, T, S).
+    Raises ValueError for other masks, also for (T, T) where B = T, which could be either.
     """
-    B, T, S = k.size(0), q.size(-2), k.size(-2)
+    B, H, T, S = k.size(0), q.size(1), q.size(-2), k.size(-2)
+    if causal and T > S:
+        raise ValueError(f"causal attention of {T} queries needs at least {T} keys, not {S}")
     if mask is not None and (mask.dtype != torch.bool or mask.dim() not in (2, 4)):
         raise ValueError(f"a mask must be boolean, with 2 or 4 dimensions, not {mask.dtype} {tuple(mask.shape)}")
     if mask is not None and mask.dim() == 2:
         if mask.shape != (B, S):
             raise ValueError(f"a mask of two dimensions marks padding and must be (B, S) = ({B}, {S}), not "
                              f"{tuple(mask.shape)}; pass a (T, S) mask as mask[None, None]")
+        if B == T == S > 1:
+            raise ValueError(f"a ({T}, {T}) mask for {T} sequences of {T} tokens can mean two things: pass padding as "
+                             f"mask[:, None, None], and which query attends to which key as mask[None, None]")
         mask = mask[:, None, None, :]                                  # (B, 1, 1, S)
+    elif mask is not None and any(n not in (1, N) for n, N in zip(mask.shape, (B, H, T, S))):
+        raise ValueError(f"a mask of four dimensions must broadcast to (B, H, T, S) = {(B, H, T, S)}, not be "
+                         f"{tuple(mask.shape)}")
     if not causal or T == 1:                                           # the last position may attend to all of them
         return mask
     past = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)

@@ -20,12 +20,12 @@ import torch
 from data.text.tokenizers import load_tokenizer
 from extras.pretrained import WEIGHTS, load_pretrained
 from model import LanguageModel, Seq2SeqTransformer, VisionTransformer, model_config
+from toolbox.checkpoints import load_checkpoint, load_weights
 from toolbox.figures import drawing
 from toolbox.figures.runs import run_folders
 from toolbox.inside import language, layers_of, mathematics, relational_games
 from toolbox.inside import images as vision
 from toolbox.options import agreed, at_least, one_line_errors, parse_options, start
-from toolbox.run import load_checkpoint, load_weights
 from toolbox.training import choose_device
 
 

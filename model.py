@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from attention import Attention, Cache, as_in_autocast, rope_table, sinusoids
-from generation import stream
+from generation import evaluating, stream
 from relational_attention import REL_ACTIVATIONS, RelationalAttention, RelationalCrossAttention
 from symbols import make_symbols
 from workspace import GlobalWorkspace
@@ -270,15 +270,21 @@ class Stack(nn.Module):
         # kept with post-norm, too, as in the authors' language models
         self.norm = make_norm(cfg) if cfg.final_norm else nn.Identity()
 
-    def forward(self, x, *, causal=False, mask=None, caches=None, **cross):
+    def forward(self, x, *, causal=False, mask=None, caches=None, padding=None, **cross):
         """x (B, T, d_model) -> (B, T, d_model); with `caches` (one per layer) x continues the tokens in them.
 
+        padding: (B,), in place of a mask, how many of the first positions of each sequence are padding on its left.
         cross: `context` and `context_mask` of decoder blocks. Raises ValueError beyond max_len.
         """
+        if x.dim() != 3:
+            raise ValueError(f"a batch of sequences is needed, (B, T), not {tuple(x.shape[:-1])}")
         cfg, T, start = self.cfg, x.size(1), len(caches[0]) if caches else 0
         if start + T > cfg.max_len:
             raise ValueError(f"{start + T} tokens, but max_len={cfg.max_len}")
-        positions, rope = torch.arange(start, start + T, device=x.device), None
+        positions, rope = torch.arange(start, start + T, device=x.device), None    # (T,)
+        if padding is not None:
+            mask = (torch.arange(start + T, device=x.device) >= padding[:, None])[:, None, None]       # (B, 1, 1, S)
+            positions, start = (positions - padding[:, None]).clamp(min=0), start - padding            # (B, T), (B,)
         if cfg.position == "rope":
             rope = rope_table(positions, cfg.d_model // cfg.n_heads)
         elif cfg.position == "learned":
@@ -356,10 +362,10 @@ class LanguageModel(nn.Module):
     def new_caches(self):
         return [Cache(self.cfg.max_len) for _ in range(self.cfg.n_layers)]
 
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, use_cache=True, top_p=None):
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, use_cache=True, top_p=None, mask=None):
         """Continues idx (B, T >= 1) by max_new_tokens: (B, T + max_new_tokens); see generation.py."""
         return torch.cat([idx, *stream(self, idx, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                                       use_cache=use_cache)], dim=1)
+                                       use_cache=use_cache, mask=mask)], dim=1)
 
 
 def patchify(images, patch_size):
@@ -458,19 +464,29 @@ class Seq2SeqTransformer(nn.Module):
     def encode(self, questions):
         """(B, S) -> the context (B, S, d_model) and its mask (B, S), False at padding."""
         mask = questions != 0
-        return self.encoder(self.embedding(questions), mask=mask), mask
+        return self.encoder(self.embedding(questions), mask=mask[:, None, None]), mask
 
     def decode(self, answers, context, mask, caches=None):
         """(B, T) -> logits (B, T, vocab_size). Padding comes after an answer: the causal mask hides it."""
-        y = self.decoder(self.embedding(answers), causal=True, context=context, context_mask=mask, caches=caches)
+        y = self.decoder(self.embedding(answers), causal=True, context=context, context_mask=mask[:, None, None],
+                         caches=caches)
         return self.head(y)
 
     @torch.no_grad()
     def generate(self, questions, max_new_tokens, *, start, end, use_cache=True):
-        """Greedy decoding from `start` to `end`: (B, at most max_new_tokens), padded by 0."""
-        was_training = self.training
-        self.eval()
-        try:
+        """Greedy decoding from `start` to `end`: (B, at most max_new_tokens), padded by 0.
+
+        Raises ValueError for more new tokens than max_len, or a start outside the vocabulary.
+        """
+        longest = self.cfg.max_len
+        if max_new_tokens > longest:
+            raise ValueError(f"max_new_tokens={max_new_tokens}: answers could reach {longest + 1} tokens, but "
+                             f"max_len={longest}")
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 0")
+        if not 0 <= start < self.cfg.vocab_size:
+            raise ValueError(f"start={start}: must be among the {self.cfg.vocab_size} tokens")
+        with evaluating(self):
             context, mask = self.encode(questions)
             caches = [Cache(max_new_tokens) for _ in self.decoder.blocks] if use_cache else None
             answers = questions.new_full((len(questions), 1), start)
@@ -481,6 +497,4 @@ class Seq2SeqTransformer(nn.Module):
                 answers, ended = torch.cat([answers, token], dim=1), ended | (token == end)
                 if ended.all():
                     break
-        finally:
-            self.train(was_training)
         return answers[:, 1:]

@@ -5,6 +5,7 @@
     cat story.txt | python sample.py --prompt_file=- --n_samples=3 > continued.txt          (speed: on standard error)
 """
 import codecs
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from pathlib import Path
 import torch
 
 from data.text.tokenizers import load_tokenizer
-from extras.pretrained import WEIGHTS, load_pretrained
+from extras.pretrained import is_published, load_pretrained
 from model import LanguageModel, model_config, stream
+from toolbox.checkpoints import load_checkpoint, load_weights
 from toolbox.options import at_least, one_line_errors, parse_options, start
-from toolbox.run import load_checkpoint, load_weights
 from toolbox.training import choose_device
 
 
@@ -47,7 +48,7 @@ class Options:
 def load(name, tokenizer, data_dir):
     """-> LanguageModel, tokenizer. Raises ValueError or OSError, in one line, if there is none or they do not fit."""
     path = Path(name)
-    if (path / WEIGHTS).is_file() or len(path.parts) == 2 and not path.parent.exists():      # a folder, or owner/name
+    if is_published(name):
         model, facts = load_pretrained(name, data_dir), {"tokenizer": "gpt2"}
     else:
         if not path.exists():
@@ -71,10 +72,10 @@ def load(name, tokenizer, data_dir):
 
 def read_prompt(options, tokenizer):
     """The tokens to continue: a list, not empty."""
-    text = options.prompt
+    raw = os.fsencode(options.prompt)                                  # the command line's bytes, in any locale
     if options.prompt_file:
         raw = sys.stdin.buffer.read() if options.prompt_file == "-" else Path(options.prompt_file).read_bytes()
-        text = raw.decode(errors="surrogateescape")                    # as Python does with the command line
+    text = raw.decode("utf-8", "surrogateescape")
     if not text and tokenizer.end is None:
         raise ValueError(f"the prompt is empty, and {tokenizer.name} have no end-of-text to start after: give a prompt")
     return tokenizer.encode(text) or [tokenizer.end]

@@ -25,7 +25,12 @@ class PositionalSymbols(nn.Module):
         self.library = nn.Parameter(torch.randn(max_len, d_model))     # S_lib
 
     def forward(self, x, start=0):
-        """-> symbols (T, d_model), the same for every sequence of the batch."""
+        """-> symbols (T, d_model), the same for every sequence of the batch.
+
+        Or (B, T, d_model), if start (B,) differs: where it is negative, padding stands on the left.
+        """
+        if isinstance(start, torch.Tensor):
+            return self.library[(start[:, None] + torch.arange(x.size(1), device=x.device)).clamp(min=0)]
         if start + x.size(1) > len(self.library):
             raise ValueError(f"{start + x.size(1)} positions, but symbols for {len(self.library)}: raise max_len")
         return self.library[start:start + x.size(1)]
@@ -49,8 +54,8 @@ class PositionRelativeSymbols(nn.Module):
 
     def table(self, T, S):
         """s_o for each offset o = j - i between the last T of S positions and all S of them: (T + S - 1, d_model)."""
-        D = self.max_distance
-        row = torch.arange(D + 1 - S, D + T, device=self.library.device).clamp(0, 2 * D)           # D + o
+        D = self.max_distance                                          # no rows at all if T = S = 0
+        row = torch.arange(D + 1 - S, max(D + T, D + 1 - S), device=self.library.device).clamp(0, 2 * D)      # D + o
         return self.library.index_select(0, row)
 
 
@@ -112,6 +117,9 @@ def project_symbols(symbols, W_s, n_heads, T, cache=None):
     if isinstance(symbols, PositionRelativeSymbols):                   # by offset: nothing to cache
         S = T if cache is None else len(cache)
         return split_heads(W_s(symbols.table(T, S))[None], n_heads)
+    if symbols is None or symbols.dim() not in (2, 3):
+        raise ValueError("relational heads need symbols, (B, T, d_model), (T, d_model) or PositionRelativeSymbols, not "
+                         f"{None if symbols is None else tuple(symbols.shape)}")
     if symbols.size(-2) != T:
         raise ValueError(f"{symbols.size(-2)} symbols for {T} tokens")
     s = split_heads(W_s(symbols if symbols.dim() == 3 else symbols[None]), n_heads)

@@ -14,11 +14,14 @@ import torch
 
 from data.text import tokens
 from extras import flops
+from extras.pretrained import is_published, load_pretrained
 from model import LanguageModel, TransformerConfig, model_config, stream
-from toolbox import distributed, figures, training
+from toolbox import checkpoints, distributed, figures, training
+from toolbox.checkpoints import load_checkpoint
 from toolbox.figures.runs import final, load_run, speed
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
-from toolbox.run import Run, load_checkpoint
+from toolbox.output import unfailing_output
+from toolbox.run import Run
 
 DEFAULTS = dict(n_symbols=128, max_steps=1000, learning_rate=3e-3, warmup_steps=50, weight_decay=0.1, beta2=0.95,
                 grad_clip=1.0, out_dir="out/lm")
@@ -39,6 +42,7 @@ class Config(training.TrainingOptions, TransformerConfig):
     micro_batch: int | None = None          # sequences per forward pass and process; default: no splitting
     eval_every: int = 100                   # steps between validations, each with a checkpoint
     eval_windows: int | None = 300          # validation sequences, always the same, spread evenly; None: the whole text
+    init_from: str = ""                     # start with these weights: a checkpoint, a run's folder, a published model
 
     def __post_init__(self):
         super().__post_init__()
@@ -146,6 +150,20 @@ def summarise(run, corpus, device, dtype):
     print(f"--- a sample ---\n{text}\n---")
 
 
+def initial_weights(name, corpus, data_dir):
+    """The weights that --init_from names, of one of our checkpoints or of a published one."""
+    if is_published(name):
+        source = load_pretrained(name, data_dir)
+        initial = checkpoints.initial_weights(name, source.state_dict(), asdict(source.cfg), {"tokenizer": "gpt2"})
+    else:
+        initial = checkpoints.load_initial(name)
+    for fact in ("tokenizer", "alphabet"):
+        if initial["facts"].get(fact) != corpus.facts.get(fact):
+            raise ValueError(f"init_from={name}: it was trained on other tokens, of another {fact}: "
+                             f"{initial['facts'].get(fact)!r}, not {corpus.facts.get(fact)!r}")
+    return initial
+
+
 def padded_vocab_size(n):
     """GPT-2's 50,257 tokens become 50,304: matrices whose sides are multiples of 64 are much faster on a GPU."""
     return n if n < 1000 else -(-n // 64) * 64
@@ -155,7 +173,7 @@ def prepare(argv):
     """-> the runs to make, their corpus, device and dtype. Whatever can be wrong is found here."""
     configs = parse_options(Config, PRESETS, argv)
     first = agreed(configs, ("data", "tokenizer", "first_mb", "n_shards", "data_dir", "out_dir", "device", "dtype",
-                             "vocab_size"))
+                             "vocab_size", "init_from"))
     corpus = tokens.load(first.data, first.tokenizer, first.data_dir, first_mb=first.first_mb, n_shards=first.n_shards)
     needed = corpus.tokenizer.vocab_size
     vocab_size = first.vocab_size or padded_vocab_size(needed)
@@ -172,12 +190,15 @@ def prepare(argv):
     return configs, corpus, device, dtype
 
 
+@unfailing_output()
 def main(argv=None):
     distributed.start()
     with one_line_errors():
         configs, corpus, device, dtype = prepare(argv)
+        path, data_dir = configs[0].init_from, configs[0].data_dir
+        initial = initial_weights(path, corpus, data_dir) if path else None
         runs = [Run(cfg, {**corpus.facts, "dtype": str(dtype)}, unit="tokens", per_step=cfg.batch_size * cfg.max_len,
-                    metrics=("val_loss",)) for cfg in configs]
+                    metrics=("val_loss",), initial=initial) for cfg in configs]
     for cfg, run in zip(configs, runs):
         if run.reusable():
             continue

@@ -24,6 +24,7 @@ from model import TransformerConfig, VisionTransformer, model_config
 from toolbox import figures, sweep, training
 from toolbox.figures.runs import run_folders
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
+from toolbox.output import unfailing_output
 from toolbox.run import NOT_COMPARED, Run
 
 # The published model: pre-norm, no norm after the last block; a token for each of the nine objects, and a class token.
@@ -57,6 +58,8 @@ class Config(training.TrainingOptions, TransformerConfig):
     def __post_init__(self):
         super().__post_init__()
         at_least(self, train_size=2, test_size=1, batch_size=1, epochs=1, workers=1)
+        if self.init_from:
+            raise ValueError("--init_from: there are no checkpoints of Relational Games")
         if self.alternative and (self.task not in ("xoccurs", "match_pattern") or self.data != "generated"):
             raise ValueError(f"task={self.task}, data={self.data}: only the drawn xoccurs and match_pattern have an "
                              f"alternative sampling")
@@ -148,6 +151,7 @@ def configs_of(argv):
     return sorted(training.with_baselines(configs, make_model), key=lambda cfg: cfg.seed)
 
 
+@unfailing_output()
 def main(argv=None):
     with one_line_errors():
         configs = configs_of(argv)

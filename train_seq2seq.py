@@ -19,8 +19,10 @@ from data import mathematics
 from data.mathematics import END, LONGEST_ANSWER, MODULES, PAD, START
 from model import Seq2SeqTransformer, TransformerConfig
 from toolbox import figures, training
+from toolbox.checkpoints import load_checkpoint, load_initial
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
-from toolbox.run import Run, load_checkpoint
+from toolbox.output import unfailing_output
+from toolbox.run import Run
 
 METRICS = ("val_loss", "char_accuracy", "exact_match")                 # see evaluate
 HELD_OUT = 1000                             # generated problems of each level on which a finished model is scored
@@ -188,7 +190,7 @@ def held_out(cfg, source, val):
 def prepare(argv):
     """-> the runs to make, where their data comes from, device and dtype. Whatever can be wrong is found here."""
     configs = parse_options(Config, PRESETS, argv)
-    first = agreed(configs, ("data", "data_dir", "test_data", "out_dir", "device", "dtype", "paper"))
+    first = agreed(configs, ("data", "data_dir", "test_data", "out_dir", "device", "dtype", "paper", "init_from"))
     configs = [replace(cfg, module=module) for module in MODULES for cfg in configs if cfg.module in (module, "all")]
     configs = training.with_baselines(configs, make_model)
     configs.sort(key=lambda cfg: (cfg.module, cfg.level, cfg.train_size, cfg.val_size))    # those on one set together
@@ -207,6 +209,7 @@ def prepare(argv):
     return configs, source, device, dtype
 
 
+@unfailing_output()
 def main(argv=None):
     with one_line_errors():
         configs, source, device, dtype = prepare(argv)
@@ -214,7 +217,9 @@ def main(argv=None):
     for cfg in configs:
         with one_line_errors():
             problems, val, facts = mathematics.load(source, cfg.module, cfg.level, cfg.train_size, cfg.val_size)
-            run = Run(cfg, {**facts, "dtype": str(dtype)}, unit="problems", per_step=cfg.batch_size, metrics=METRICS)
+            initial = load_initial(cfg.init_from) if cfg.init_from else None
+            run = Run(cfg, {**facts, "dtype": str(dtype)}, unit="problems", per_step=cfg.batch_size, metrics=METRICS,
+                      initial=initial)
         if not run.reusable():
             all_levels = tuple(torch.cat(tables) for tables in zip(*val.values()))
             with run, training.stop_on_signal() as stop_requested:

@@ -22,10 +22,12 @@ from data.images import augment
 from data.sort_of_clevr import QUESTION_BITS, SIZE, per_subtype
 from model import TransformerConfig, VisionTransformer, model_config
 from toolbox import figures, training
+from toolbox.checkpoints import load_checkpoint, load_initial
 from toolbox.figures.predictions import draw_predictions
 from toolbox.figures.slots import draw_slots
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
-from toolbox.run import Run, load_checkpoint
+from toolbox.output import unfailing_output
+from toolbox.run import Run
 from workspace import slot_attention, slot_columns, slot_statistics
 
 DEFAULTS = dict(d_ff=256, position="learned", symbols="relative", n_symbols=16, symmetric=True, max_steps=2500,
@@ -233,11 +235,13 @@ def draw_memory(model, cfg, data, path):
     draw_slots(x.cpu().numpy(), [shares[i].cpu().numpy() for i in layers], titles, path)
 
 
+@unfailing_output()
 def main(argv=None):
     with one_line_errors():
         configs = parse_options(Config, PRESETS, argv)
         first = agreed(configs, ("data", "data_dir", "image_size", "val_size", "workers", "objects", "out_dir",
-                                 "device", "dtype"))
+                                 "device", "dtype", "init_from"))
+        initial = load_initial(first.init_from) if first.init_from else None
         device, dtype, why = training.choose_device(first.device, first.dtype)
         data = images.load(first.data, data_dir=first.data_dir, image_size=first.image_size, val_size=first.val_size,
                            workers=first.workers, objects=first.objects, device=device)
@@ -249,7 +253,7 @@ def main(argv=None):
             f"{data.facts[part]:,} for {what}" for part, what in (("train", "training"), ("val", "validation"),
                                                                   ("test", "testing"))) + f"\ndevice: {why}")
         runs = [Run(cfg, {**data.facts, "dtype": str(dtype)}, unit="images", per_step=cfg.batch_size * cfg.grad_accum,
-                    metrics=("val_loss", "val_accuracy", *slot_columns(cfg))) for cfg in configs]
+                    metrics=("val_loss", "val_accuracy", *slot_columns(cfg)), initial=initial) for cfg in configs]
     for cfg, run in zip(configs, runs):
         if not run.reusable():
             with run, training.stop_on_signal() as stop_requested:

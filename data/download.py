@@ -10,13 +10,11 @@ and the file is renamed to `path` only when it is complete and verified.
 data/extract.py unpacks archives. data/mathematics/stream.py reads a few files out of an archive that is too large to
 keep. Both use the functions of this file that have no leading underscore.
 """
-import errno
 import gzip
 import hashlib
 import math
 import os
 import re
-import shutil
 import sys
 import tarfile
 import time
@@ -28,9 +26,11 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from toolbox.files import locked
+from toolbox.files import FULL, free_space, locked
 
 HTTPError = requests.packages.urllib3.exceptions.HTTPError       # raised when the raw response of requests is read
+# where checkpoints and texts are published; a mirror, if that is set as for Hugging Face's own programs
+HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 BLOCK = 1 << 16                                # bytes read at a time; the most that a broken connection loses
 
 
@@ -65,7 +65,8 @@ def download(url, path, *, size=None, first=None, sha256=None, check=None, retri
         raise ValueError(f"first={first!r}: give a whole number of bytes, 1 or more, or None for the whole file")
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    with as_download_error(f"could not download {path} from {url}", path.parent, f"download it by hand to {path}"):
+    with as_download_error(f"could not download {path} from {url}", path.parent, f"download it by hand to {path}",
+                           needed=first or size or 0):
         if path.exists():
             return path
         with locked(path.parent):
@@ -231,10 +232,10 @@ def _verify(part, sha256, check):
 
 
 @contextmanager
-def as_download_error(what, folder, instead):
+def as_download_error(what, folder, instead, needed=0):
     """Turns every error inside into one DownloadError of one line.
 
-    what: "could not ...". folder: where files are written. instead: what the user can do.
+    what: "could not ...". folder: where files are written; needed: bytes. instead: what the user can do.
     """
     try:
         yield
@@ -245,10 +246,9 @@ def as_download_error(what, folder, instead):
         why = f"the archive is truncated, damaged or unsafe ({error})"
     except OSError as error:
         why = f"cannot read or write in {folder} ({error})"
-        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            existing = next(place for place in (folder, *folder.parents) if place.exists())
-            free = shutil.disk_usage(existing).free
-            why = f"the disk or your quota is full ({free / 1e6:,.0f} MB free in {existing})"
+        if error.errno in FULL:
+            needs = f", {needed / 1e6:,.1f} MB needed" if needed else ""
+            why = f"the disk or your quota is full: {error.strerror} ({free_space(folder)}{needs})"
     why = " ".join(str(why).split())
     raise DownloadError(f"{what}: {why}; {instead}, or choose another folder with --data_dir") from None
 

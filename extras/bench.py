@@ -18,7 +18,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import numpy as np
 import torch
 
@@ -28,8 +27,7 @@ from relational_attention import RelationalAttention
 from toolbox import training
 from toolbox.options import agreed, at_least, one_line_errors, parse_options, start
 
-matplotlib.use("Agg")                                                # before pyplot: draw to files, without a display
-import matplotlib.pyplot as plt                                      # noqa: E402
+import matplotlib.pyplot as plt                                      # noqa: E402  (after toolbox: without a display)
 
 
 @dataclass
@@ -93,7 +91,7 @@ def peak_memory(case, options, n):
         before = torch.cuda.memory_allocated()
         large()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")                    # Linux: resets the peak, VmHWM
+    Path("/proc/self/clear_refs").write_bytes(b"5")                   # Linux: resets the peak, VmHWM
     before = memory_of_process("VmRSS")
     large()
     return memory_of_process("VmHWM") - before
@@ -101,7 +99,7 @@ def peak_memory(case, options, n):
 
 def memory_of_process(line):
     """Bytes of this process on Linux, VmRSS: now; VmHWM: at the peak."""
-    return int(re.search(rf"{line}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    return int(re.search(rf"{line}:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))[1]) * 1024
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------

@@ -23,11 +23,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data.download import download
+from data.download import HUB, download
 from extras.safetensors import brief, read_header, read_json, some
 from model import LanguageModel, TransformerConfig
 
-HUB = "https://huggingface.co"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -57,6 +56,12 @@ def load_pretrained(name_or_folder, data_dir="data/cache"):
             model = build(cfg, layout)
         fill(model, layout, entries, match(model, layout, entries), folder / WEIGHTS)
     return model.eval()
+
+
+def is_published(name):
+    """Whether this is a folder with a published checkpoint, or the Hugging Face name (owner/name) of one."""
+    path = Path(name)
+    return (path / WEIGHTS).is_file() or len(path.parts) == 2 and not path.parent.exists()
 
 
 def read_config(path):

@@ -1,8 +1,11 @@
 """Files that are never half written, and locks between processes."""
+import csv
+import errno
 import os
+import shutil
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
@@ -12,15 +15,54 @@ except ImportError:                                                  # Windows
     fcntl = None
     import msvcrt
 
+# the disk is full, the user's quota is, or a file would be longer than allowed
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
-def write_atomically(path, write):
-    """`write(temporary path)`, then rename: a kill leaves the old file or the new one, never half of one."""
+@contextmanager
+def writing(path, needed=0):
+    """Its body writes `path`: the error of a full disk then names the file, the free space and the needed bytes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise                                                        # its message names a file
+        needs = f", {needed / 1e6:,.1f} MB needed" if needed else ""
+        raise OSError(f"could not write {path}: {error.strerror} ({free_space(path)}{needs})") from None
+
+
+def free_space(path):
+    """The free space on the disk of a path that need not exist yet, in words."""
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    return f"{shutil.disk_usage(existing).free / 1e6:,.1f} MB free in {existing}"
+
+
+def write_text(path, text):
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), needed=len(text.encode()))
+
+
+def write_atomically(path, write, needed=0):
+    """`write(temporary path)`, then rename: a kill leaves the old file or the new one, never half of one.
+
+    Raises OSError, in one line, if it cannot be written; needed: its size in bytes, for that line.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")         # two processes do not share it
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        with writing(path, needed):
+            write(temporary)
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)                                # on a full disk nothing stays behind
+        with suppress(OSError):                                          # on a full disk nothing stays behind
+            temporary.unlink()
+
+
+def write_csv(path, columns, rows):
+    """rows: dicts; a column that a row lacks stays empty."""
+    def write(temporary):
+        with open(temporary, "w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+    write_atomically(path, write)
 
 
 @contextmanager

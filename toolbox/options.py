@@ -4,16 +4,21 @@ Default < preset < command line. Comma lists make sweeps: --seed=1,2,3 --n_ra=0,
 """
 import argparse
 import difflib
+import errno
 import inspect
 import itertools
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
+
+from toolbox.output import discard, prepare_streams, unfailing_output
 
 
 def options(**defaults):
@@ -59,22 +64,42 @@ def one_line_errors():
         fail(error)
 
 
+@contextmanager
+def terminated_as_by_ctrl_c():
+    """SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt, too, unless they are ignored, as by nohup."""
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]     # Windows has no SIGHUP
+    changed = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def start(main):
-    """Runs a script; Ctrl-C ends it in one line, wherever it is; a closed pipe (`| head`) ends it quietly."""
-    for stream in (sys.stdout, sys.stderr):    # a console that cannot show a character shows "?" instead
-        if hasattr(stream, "reconfigure"):     # a notebook's stream has no such method
-            stream.reconfigure(errors="replace")
+    """Runs a script. Ctrl-C, SIGTERM and SIGHUP end it in one line, anywhere; a closed pipe (`| head`) quietly."""
+    prepare_streams()
     try:
         try:
-            main()
+            with terminated_as_by_ctrl_c():
+                main()
         finally:
             sys.stdout.flush()                 # here, where a closed pipe is handled, and not at exit
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        with unfailing_output():
+            print("\nstopped", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())           # or Python complains at exit
+        discard(sys.stdout)
         raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        discard(sys.stdout)
+        fail(f"{error.filename or 'its output'} could not be written: {error.strerror}")
 
 
 def parse_options(Config, presets=None, argv=None, grid=None):
@@ -139,11 +164,16 @@ def comments_and_groups(Config):
     return comments, groups
 
 
+def with_home(path):
+    """~ and ~/x in full; ~x, which is more likely a file than a user, as it is."""
+    return os.path.expanduser(path) if re.match(r"~($|[/\\])", path) else path
+
+
 def option_values(name, kind, text):
     """The values that `text` gives to a field of type `kind`: a list, longer than one where commas separate them."""
     if kind is str:                                                    # a path or name: may contain a comma
-        # the shell leaves --out_dir=~/runs as it is
-        return [os.path.expanduser(text) if text.startswith("~/") and name != "prompt" else text]
+        # the shell leaves --out_dir=~/runs as it is, and the second of --runs=~/one,~/two
+        return [text if name == "prompt" else ",".join(map(with_home, text.split(",")))]
     kinds = get_args(kind) if get_origin(kind) is not Literal else (str,)          # int | None -> (int, NoneType)
     kinds = kinds or (kind,)
 

@@ -19,26 +19,31 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
 import shutil
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from toolbox import distributed
-from toolbox.files import try_lock, write_atomically
+from toolbox.checkpoints import initialise, load_checkpoint, load_weights, plain, save_checkpoint
+from toolbox.files import try_lock, write_csv, write_text, writing
+from toolbox.longer import copy_shorter_run, read_record
 from toolbox.options import fail, one_line_errors
 
 ROOT = Path(__file__).parents[1]
 # the files on which a result depends, besides the script itself
 CODE = ["attention.py", "relational_attention.py", "symbols.py", "workspace.py", "model.py", "extras/blocked.py",
-        "toolbox/training.py", "toolbox/run.py", "toolbox/distributed.py", "data/**/*.py"]
+        "toolbox/training.py", "toolbox/run.py", "toolbox/checkpoints.py", "toolbox/longer.py",
+        "toolbox/distributed.py", "data/**/*.py"]
 # Options that do not change what a run computes, except for rounding and dropout masks.
 NOT_COMPARED = ("device", "out_dir", "data_dir", "workers", "resume", "baseline", "match_params", "sweep", "paper",
                 "micro_batch", "recompute", "test_data", "keep_weights")
@@ -62,69 +67,50 @@ def run_name(cfg):
     return name if len(name) < 120 else f"{name[:100]}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
 
 
-def load_checkpoint(path):
-    """What Run.save wrote: {"options", "facts", "model", ...}. ValueError, of one line, if it is missing or damaged."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"no checkpoint at {path}") from None
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:               # pickle, zip and torch each raise errors of their own here
-        reason = re.search("WeightsUnpickler error: (.*)", str(error)) or re.match("(.*)", str(error))
-        reason = reason[1][:200] or type(error).__name__
-        raise ValueError(f"{path} is not a checkpoint of this project, or damaged: {reason}") from None
-    if not isinstance(checkpoint, dict) or not {"options", "facts", "model"} <= checkpoint.keys():
-        raise ValueError(f"{path} is not a checkpoint of this project")
-    return checkpoint
-
-
-def load_weights(model, weights, path):
-    """Raises ValueError, naming the first tensor that does not fit, if the checkpoint is of another shape."""
-    own = model.state_dict()
-    for name in [*own, *weights]:
-        has, needs = (tuple(d[name].shape) if name in d else "absent" for d in (weights, own))
-        if has != needs:
-            raise ValueError(f"{path} is of another shape: {name} is {has} there, {needs} in this model")
-    model.load_state_dict(weights)
-
-
 class Run:
     """See the top of this file.
 
     facts: what else defines the run (the data's size and SHA-256, the precision), plain Python values; kept in
     config.json and compared before a run is reused. unit: what the log counts, per_step of them in a step.
-    metrics: the further columns of the log. max_steps: default cfg.max_steps.
+    metrics: the further columns of the log. max_steps: default cfg.max_steps. initial: see checkpoints.load_initial.
     """
 
-    def __init__(self, cfg, facts, *, unit, per_step, metrics=(), max_steps=None):
+    def __init__(self, cfg, facts, *, unit, per_step, metrics=(), max_steps=None, initial=None):
+        options = asdict(cfg)
+        if initial:                                                    # identified by name and checksum, not by path
+            options["init_from"], facts = Path(cfg.init_from).name, {**facts, "initial_weights": initial["sha256"]}
         self.cfg, self.folder, self.bar = cfg, Path(cfg.out_dir) / run_name(cfg), None
+        self.initial = initial
         self.unit, self.per_step, self.max_steps = unit, per_step, max_steps or cfg.max_steps
         self.columns = ["step", unit, "train_loss", *metrics, "lr", f"{unit}_per_s", "seconds"]
-        self.record = {"options": asdict(cfg), "facts": facts, "code": code_hash(cfg),
+        self.record = {"options": options, "facts": plain(facts, "facts"), "code": code_hash(cfg),
                        "command": shlex.join(["python", *sys.argv]), "torch": torch.__version__, "finished": False}
         self.step, self.best = 0, math.inf                             # of the last checkpoint; the lowest loss so far
         self.losses, self.norms, self.read = [], [], []                # of the last steps: on the device; read from it
         self.seconds, self.since = 0.0, None                           # on the clock; since when it runs
         self.row = {"step": 0, "seconds": 0.0}                         # of the last training row
+        self.rows = []                                                 # those that are not in log.csv yet
 
     # ---- is it new, finished, or to be resumed? ----
 
     def found(self):
         """The folder's config.json if it describes this very run (same options and facts), else None."""
-        try:
-            record = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):                                  # none, or damaged
-            return None
-        if not isinstance(record, dict) or not self.record.keys() <= record.keys():
-            return None
-        then, now = ({k: v for k, v in r["options"].items() if k not in NOT_COMPARED} for r in (record, self.record))
-        return record if then == now and record["facts"] == self.record["facts"] else None
+        record = read_record(self.folder)
+        return record if record and self.same(record) else None
+
+    def same(self, record, but_for=()):
+        """Whether a config.json has the options and facts of this run."""
+        if not self.record.keys() <= record.keys():
+            return False
+        then, now = ({k: v for k, v in r["options"].items() if k not in (*NOT_COMPARED, *but_for)}
+                     for r in (record, self.record))
+        return then == now and record["facts"] == self.record["facts"]
 
     def reusable(self, quiet=False):
         """True if this run was finished before with the same options, data, code and torch; says so."""
         record = self.found() if distributed.RANK == 0 else None       # process 0 decides
-        reuse = bool(record and record["finished"] and all(record[k] == self.record[k] for k in ("code", "torch")))
+        reuse = bool(record and record["finished"] and all(record[k] == self.record[k] for k in ("code", "torch"))
+                     and (self.cfg.resume or "continued" not in record))            # see toolbox/longer.py
         if reuse and not quiet:
             print(f"{self.folder}: finished before with the same options, data, code and torch: reused")
         self.record = record if reuse else self.record
@@ -148,17 +134,25 @@ class Run:
             self.lock.close()
 
     def begin(self, model, optimizer, device):
-        """Starts the folder, or with --resume loads its last checkpoint. An old folder is moved to <folder>.old."""
+        """Starts the folder, or with --resume loads its last checkpoint, or that of a run with fewer max_steps.
+
+        An old folder is moved to <folder>.old.
+        """
         last = self.folder / "last.pt"
         self.device = device
         self.record.update(device=str(device), n_parameters=sum(p.numel() for p in model.parameters()))
         if distributed.WORLD > 1:
             self.record["processes"] = distributed.WORLD
+        if self.initial:
+            initialise(model, self.initial, asdict(self.cfg))
         if distributed.RANK == 0:
             found = self.found()
             finished = found and found["finished"]                     # by other code or torch: else reused
+            shorter = None
+            if self.cfg.resume and not last.exists():
+                shorter = copy_shorter_run(self, partial(self.same, but_for=("max_steps",)))
             if self.cfg.resume and last.exists() and not finished:
-                self.restore(last, found, model, optimizer)
+                self.restore(last, shorter or found, model, optimizer)
             else:
                 self.start_folder(finished)
             self.write_record()
@@ -191,6 +185,9 @@ class Run:
         if any(record[name] != self.record[name] for name in ("code", "torch")):
             print(f"{self.folder}: the code has changed since this run began; it will not count as reusable")
             self.record["code"] = "changed during the run"
+        self.record |= {"continued": record["continued"]} if "continued" in record else {}
+        for left in self.folder.glob("*.tmp"):                         # by a process that was killed while it wrote
+            left.unlink()
         self.load_state(state, model, optimizer)
         with open(self.folder / "log.csv", newline="", encoding="utf-8") as f:
             rows = [row for row in csv.DictReader(f) if row["seconds"]]            # a kill may have cut the last one
@@ -272,24 +269,47 @@ class Run:
             text += f"  {speed:,.0f} {self.unit}/s  {left:.0f} s left"
             self.bar.set_postfix_str(f"train_loss {train_loss:.4f}  {speed:,.0f} {self.unit}/s")
         if distributed.RANK == 0:
-            with open(self.folder / "log.csv", "a", newline="", encoding="utf-8") as f:
-                csv.DictWriter(f, self.columns).writerow(row)
+            self.rows.append(row)
+            try:
+                self.append_rows()
+            except OSError as error:                                   # no reason to lose the steps since the last save
+                self.bar.write(f"{error}; its rows are kept for later")
             if self.bar.disable or metrics:                            # on a terminal the bar shows training rows
                 self.bar.write(text)
 
+    def append_rows(self):
+        """Appends to log.csv what is not in it yet: all of it, or nothing and OSError."""
+        path, size = self.folder / "log.csv", None
+        if not self.rows:
+            return
+        with writing(path):
+            try:
+                size = path.stat().st_size
+                with open(path, "a", newline="", encoding="utf-8") as f:
+                    csv.DictWriter(f, self.columns).writerows(self.rows)
+            except OSError:
+                if size is not None:                                   # no half of a row
+                    with suppress(OSError):
+                        os.truncate(path, size)
+                raise
+        self.rows = []
+
     def save(self, name, step, model, optimizer):
-        """Writes a checkpoint; ends the script instead if a loss since the last one was not finite."""
+        """Writes a checkpoint, or ends the script in one line: a loss since the last was not finite, or a full disk."""
         self.check()
         state = {"options": self.record["options"], "facts": self.record["facts"], "step": step,
                  "model": model.state_dict(), "optimizer": optimizer.state_dict(), "seconds": self.clock(),
                  "best": self.best, "losses": self.read, "row": self.row}
         if distributed.RANK == 0:
-            write_atomically(self.folder / name, lambda path: torch.save(state, path))
+            with one_line_errors():
+                self.append_rows()
+                save_checkpoint(self.folder / name, state)
 
     def keep(self, model):
         """Writes weights.pt: the finished model alone, for look.py. Nothing can be resumed from it."""
         state = {"options": self.record["options"], "facts": self.record["facts"], "model": model.state_dict()}
-        write_atomically(self.folder / "weights.pt", lambda path: torch.save(state, path))
+        with one_line_errors():
+            save_checkpoint(self.folder / "weights.pt", state)
 
     def stop(self, step):
         """Ends the script after Ctrl-C or SIGTERM, for which it has saved."""
@@ -299,18 +319,16 @@ class Run:
 
     def finish(self, **results):
         """Marks the run as finished; results, such as scores={...}, are kept in config.json."""
+        with one_line_errors():
+            self.append_rows()
         self.record.update(finished=True, **results)
         self.write_record()
 
     def write_record(self):
         text = json.dumps(self.record, indent=2)
         if distributed.RANK == 0:
-            write_atomically(self.folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+            with one_line_errors():
+                write_text(self.folder / "config.json", text)
 
     def write_log(self, rows):
-        def write(path):
-            with open(path, "w", newline="", encoding="utf-8") as f:
-                writer = csv.DictWriter(f, self.columns)
-                writer.writeheader()
-                writer.writerows(rows)
-        write_atomically(self.folder / "log.csv", write)
+        write_csv(self.folder / "log.csv", self.columns, rows)

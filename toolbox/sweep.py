@@ -10,6 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 from tqdm import tqdm
 
+from toolbox.output import unfailing_output
+
 
 def cores():
     """CPU cores that this process may use."""
@@ -59,7 +61,7 @@ def start_worker(counter, threads):
 def train_one(train, run, arguments):
     """In a worker: one run."""
     run.bar = StepCounter()
-    with run:
+    with unfailing_output(), run:
         if run.reusable(quiet=True):               # another command finished it meanwhile
             return run.record["scores"]
         return train(run, *arguments)

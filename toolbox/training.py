@@ -7,8 +7,9 @@ import os
 import re
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from textwrap import shorten
 from typing import Literal
 
 import numpy as np
@@ -32,6 +33,7 @@ class TrainingOptions:
     beta2: float = 0.999                    # AdamW
     grad_clip: float = 0.0                  # largest gradient norm; 0: no clipping
     log_every: int = 20                     # steps between rows of log.csv
+    init_from: str = ""                     # start with the weights of a checkpoint: its file, or its run's folder
     # running
     seed: int = 1                           # of weights, data order, augmentation and dropout; 1,2,3: one run each
     device: str = "auto"                    # auto: cuda, else mps, else cpu
@@ -48,6 +50,8 @@ class TrainingOptions:
         super().__post_init__()
         at_least(self, max_steps=1, learning_rate=0, min_lr=0, warmup_steps=0, weight_decay=0, grad_clip=0,
                  log_every=1, seed=0, beta1=0, beta2=0)
+        if self.init_from and self.baseline and self.n_ra:
+            raise ValueError("--init_from: its weights cannot be those of both models: give --baseline=False")
         if max(self.beta1, self.beta2) >= 1 or self.seed >= 2 ** 63:
             raise ValueError(f"beta1={self.beta1} and beta2={self.beta2} must be below 1, seed={self.seed} below 2^63")
 
@@ -130,7 +134,7 @@ def choose_device(name="auto", dtype="auto"):
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"device={name} cannot be used here: {shorten(str(error), 150, placeholder=' ...')}") from None
     if device.type == "cuda":                                         # TF32 for what stays in float32
         torch.set_float32_matmul_precision("highest" if dtype == "float32" else "high")
     if dtype != "auto":
@@ -193,7 +197,7 @@ def memory_errors(n_sequences=None):
 
 @contextmanager
 def stop_on_signal():
-    """Ctrl-C and SIGTERM no longer stop the program at once: they make the function that this yields return True.
+    """Ctrl-C, SIGTERM and SIGHUP do not stop the program at once: they make the function that this yields return True.
 
         with stop_on_signal() as stop_requested:
             for step in ...:
@@ -209,9 +213,11 @@ def stop_on_signal():
         received.append(signum)
         signal.signal(signum, previous[signum])
         if distributed.RANK == 0:
-            os.write(2, b"\nfinishing this step, then saving; once more stops at once\n")
+            with suppress(OSError):                                    # the same Ctrl-C has ended a `2>&1 | tee log`
+                os.write(2, b"\nfinishing this step, then saving; once more stops at once\n")
     previous = {}
-    for s in (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ():
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    for s in numbers if threading.current_thread() is threading.main_thread() else ():
         if signal.getsignal(s) not in (signal.SIG_IGN, None):          # a background job ignores Ctrl-C: leave it so
             previous[s] = signal.signal(s, note)
     try:

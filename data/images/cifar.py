@@ -81,5 +81,5 @@ def read_rows(name, path):
 def class_names(name, folder):
     """The class names listed in the folder; numbers if it has no such list."""
     path, n_classes = Path(folder) / FILES[name][2], 10 if name == "cifar10" else 100
-    names = path.read_text().split() if path.is_file() else []
+    names = path.read_text(encoding="utf-8").split() if path.is_file() else []
     return names if len(names) == n_classes else [str(i) for i in range(n_classes)]

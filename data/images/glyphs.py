@@ -8,13 +8,15 @@ fonts than the training images: they measure whether the model has learned lette
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont              # comes with matplotlib
 
 from toolbox import options
+from toolbox.files import writing
+
+import matplotlib                                       # noqa: E402  (after toolbox, which chooses its backend)
 
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ23456789"       # without 0 and 1, which equal O and I in some fonts
 SIZE = 32                                               # height and width of an image
@@ -107,7 +109,8 @@ def main(argv=None):
         x = np.concatenate([generate(part, n, o.seed)[0] for part, n in (("train", 120), ("test", 80))])
         sheet = x.reshape(10, 20, 3, SIZE, SIZE).transpose(0, 3, 1, 4, 2).reshape(10 * SIZE, 20 * SIZE, 3)
         Path(o.out).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(sheet).resize((40 * SIZE, 20 * SIZE), Image.Resampling.NEAREST).save(o.out)
+        with writing(Path(o.out)):
+            Image.fromarray(sheet).resize((40 * SIZE, 20 * SIZE), Image.Resampling.NEAREST).save(o.out)
     print(f"examples: {o.out}: six rows of training images, then four rows of test images, in other fonts")
 
 

@@ -256,5 +256,9 @@ class Reader:
 
 
 def ignore_ctrl_c(worker):
-    """The terminal sends SIGINT to all processes. The main process handles it, and may need more batches until then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The terminal sends SIGINT and SIGHUP to all processes. The main process handles them, and may need more batches
+    until then."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)                     # not the main process's handler: it ends a worker

@@ -47,8 +47,10 @@ def kind_of(folder):
             return name
     if (folder / "train").is_dir():
         return "imagenet"
-    if (folder / "data_batch_1").is_file() or (folder / "meta").is_file():
-        raise ValueError(f"{folder} holds the Python version of CIFAR, which is pickled: get the binary version")
+    # as torchvision leaves it: root/cifar-10-batches-py/data_batch_1, root/cifar-100-python/meta
+    if any([*folder.glob(f"{inside}data_batch_1"), *folder.glob(f"{inside}meta")] for inside in ("", "cifar-10*-py*/")):
+        raise ValueError(f"{folder} holds the Python version of CIFAR, a pickle, which could run any code: give "
+                         f"--data=cifar10 or --data=cifar100, which download the binary version, or its folder")
     layouts = "data_batch_1.bin, ... (CIFAR-10), train.bin (CIFAR-100) or train/<class>/*.JPEG (ImageNet)"
     if folder.is_dir():
         raise ValueError(f"{folder} is not a folder with {layouts}")

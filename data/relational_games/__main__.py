@@ -6,11 +6,11 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
 from data.relational_games import COLUMN_TASKS, SPRITES, TASKS, find_file, generate, load_npz
 from toolbox import options
+from toolbox.figures import drawing
 
 
 @dataclass
@@ -24,9 +24,6 @@ class Options:
 
 def draw_examples(o):
     """One row for each task and set of sprites: four true images, four false ones, then the same of original images."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     def eight(images, labels):
         pick = [i for value in (1, 0) for i in np.flatnonzero(labels == value)[:4]]
         return np.concatenate([np.pad(image, ((2,), (2,), (0,)), constant_values=255) for image in images[pick]], 1)
@@ -47,8 +44,17 @@ def draw_examples(o):
     if missing and not any(len(sheets) > 1 for _, sheets in rows):
         raise ValueError(f"--data={o.data}: {missing[TASKS[0]]}")
     width = 1 if o.data == "generated" else 2
-    fig, axes = plt.subplots(len(rows), width, figsize=(6 * width, 0.85 * len(rows)), squeeze=False,
-                             layout="constrained")
+    with drawing.house_style():
+        draw(rows, width, Path(o.out))
+    for task, error in missing.items():
+        print(f"{task}: {error}")
+    print(f"examples: {o.out}")
+
+
+def draw(rows, width, path):
+    """rows: (title, sheets of images), of which there are at most `width`."""
+    fig = drawing.Figure(figsize=(6 * width, 0.85 * len(rows)), layout="constrained")
+    axes = fig.subplots(len(rows), width, squeeze=False)
     for (title, sheets), row in zip(rows, axes):
         for ax, sheet in zip(row, sheets):
             ax.imshow(sheet, interpolation="nearest")
@@ -56,11 +62,8 @@ def draw_examples(o):
                          fontsize=7, loc="left", pad=2)
         for ax in row:
             ax.axis("off")
-    Path(o.out).parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(o.out, dpi=130)
-    for task, error in missing.items():
-        print(f"{task}: {error}")
-    print(f"examples: {o.out}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.save(fig, path, dpi=130)
 
 
 def main(argv=None):

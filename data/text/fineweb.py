@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.download import DownloadError, download
+from data.download import HUB, DownloadError, download
 
-URL = "https://huggingface.co/datasets/kjj0/finewebedu10B-gpt2/resolve/main"
+URL = f"{HUB}/datasets/kjj0/finewebedu10B-gpt2/resolve/main"
 N_SHARDS = 99
 MAGIC, VERSION, HEADER = 20240520, 1, 256 * 4                          # HEADER: length in bytes
 

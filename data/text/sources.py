@@ -17,19 +17,19 @@ from pathlib import Path
 
 import torch
 
-from data.download import DownloadError, download
+from data.download import HUB, DownloadError, download
 
 # SHA-256 of the corpus of torch 2.13.0: 206 files, 2,762,907 bytes. Losses on different corpora are not comparable.
 REFERENCE = "95eca13a947106fbca1b86853191f2dfc8bcf5809cfd1d96cf63bfb04ce36826"
 SHAKESPEARE = dict(url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
                    size=1_115_394, sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")
-STORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main"
+STORIES = f"{HUB}/datasets/roneneldan/TinyStories/resolve/main"
 TINYSTORIES = {
     "TinyStories-train.txt": dict(
         size=1_924_281_556, sha256="c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f"),
     "TinyStories-valid.txt": dict(
         size=19_447_282, sha256="94e431816c4cce81ff71e4408ff8d3bda9a42e8d2663986697c3954288cb38b4")}
-END = re.compile(r"\s*<\|endoftext\|>\s*")
+END = "<|endoftext|>"
 # Positions where a long text can be cut before it is tokenised: at the start of a document, after a single line break
 # between a visible character and a letter or digit, or before a single space between letters or digits. No token of
 # tiktoken's encodings extends across these positions, so the pieces have the same tokens as the whole text.
@@ -85,6 +85,8 @@ def find(data, data_dir, first_mb=None):
             name, train, val = path.name, *(whole(only(path, pattern)) for pattern in ("*train*.txt", "*val*.txt"))
         elif path.is_file():
             name, train, val = path.name, *split(path)
+        elif path.exists():
+            raise ValueError(f"{data} is a pipe or a device, which can be read once only: store its text in a file")
         else:
             raise ValueError(f"no file {data}: --data takes torch, shakespeare, tinystories, fineweb, the path of a "
                              f"text file, or a folder with *train*.txt and *val*.txt")
@@ -159,22 +161,28 @@ def pieces(part, on_block=lambda block: None):
 
     Raises ValueError if the text is not UTF-8. The white space around <|endoftext|> does not belong to the documents.
     """
-    decoder, text, read = codecs.getincrementaldecoder("utf-8")(), "", part.begin
+    decoder, held, read = codecs.getincrementaldecoder("utf-8")(), [], part.begin      # held: what has no cut so far
     for block in part.blocks():
         first = read - len(decoder.getstate()[0])                     # position of the first byte not yet decoded
         read += len(block)
         try:
-            text += decoder.decode(block, final=read == part.end)
+            text = decoder.decode(block, final=read == part.end)
         except UnicodeDecodeError as error:
             raise ValueError(f"{part.source} is not UTF-8 text: byte {first + error.start} is "
                              f"0x{error.object[error.start]:02x}; convert it first") from None
-        # search only near the end: the rest was searched before and has no cut
-        cuts = [match.end() for match in CUT.finditer(text, len(text) - 4096)]
+        # a cut near the end is enough, and each block is searched once
+        cuts = [match.end() for match in CUT.finditer(text, max(0, len(text) - 4096))]
         cut = len(text) if read == part.end else max(cuts, default=0)
-        for i, document in enumerate(END.split(text[:cut])):
-            if i:
-                yield None
-            if document:
-                yield document
-        text = text[cut:]
+        held.append(text[:cut])
+        if cut or read == part.end:
+            *others, last = "".join(held).split(END)
+            for i, document in enumerate([*others, last]):
+                document = document.lstrip() if i else document
+                document = document.rstrip() if i < len(others) else document
+                if i:
+                    yield None
+                if document:
+                    yield document
+            held = []
+        held.append(text[cut:])
         on_block(block)

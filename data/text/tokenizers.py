@@ -8,11 +8,15 @@ characters it is NUL, which no text contains.
 """
 import difflib
 import os
+import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import requests
 import tiktoken
+
+LONGEST_BLANK = 1 << 19                        # characters of white space; tiktoken panics on twice as many
 
 
 class Bytes:
@@ -59,10 +63,14 @@ class BytePairs:
         self.vocab_size, self.end = encoding.n_vocab, encoding.eot_token
 
     def encode(self, text):
-        return self.encoding.encode_ordinary(text)                     # "<|endoftext|>" in a text is ordinary text
+        with panics_as_errors(self.name):                              # "<|endoftext|>" in a text is ordinary text
+            return [token for part in with_short_blanks(text) for token in self.encoding.encode_ordinary(part)]
 
     def encode_batch(self, texts):
-        return self.encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count())
+        if max(map(len, texts), default=0) > LONGEST_BLANK:
+            return [self.encode(text) for text in texts]
+        with panics_as_errors(self.name):
+            return self.encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count())
 
     def decode(self, tokens):
         return b"".join(map(self.bytes_of, tokens))
@@ -72,6 +80,27 @@ class BytePairs:
             return self.encoding.decode_single_token_bytes(token)
         except KeyError:                       # in cl100k_base and later encodings some numbers are unused
             return "\ufffd".encode()
+
+
+def with_short_blanks(text):
+    """The text in parts, cut only within white space of more than LONGEST_BLANK characters."""
+    if len(text) <= LONGEST_BLANK:
+        return [text]
+    cuts = [at for blank in re.finditer(r"\s+", text)
+            for at in range(blank.start() + LONGEST_BLANK, blank.end(), LONGEST_BLANK)]
+    return [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)])]
+
+
+@contextmanager
+def panics_as_errors(name):
+    """tiktoken is written in Rust, whose panics are no Exception: turns them into a ValueError of one line."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        why = " ".join(str(error).split())[:100]
+        raise ValueError(f"the tokenizer {name} failed on this text ({why}): give --tokenizer=bytes") from None
 
 
 def load_tokenizer(name, data_dir="data/cache", alphabet=""):

@@ -3,8 +3,8 @@
     corpus = load("tinystories", "gpt2", "data/cache")
     x, y = corpus.train.windows(starts, length)                        # inputs and next tokens, (N, length) each
 
-The tokens are written to a folder `<name>.part`, which is renamed when they are complete. After a kill they are made
-again from the start. A lock keeps two processes from making the same tokens at the same time.
+The tokens are written to a folder `<name>.part`, which is renamed when they are complete, and removed after an error.
+After a kill they are made again from the start. A lock keeps two processes from making the same tokens at a time.
 """
 import hashlib
 import json
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data.text import fineweb, sources
 from data.text.tokenizers import load_tokenizer
-from toolbox.files import locked
+from toolbox.files import locked, writing
 
 BATCH = 1 << 22                                # characters encoded at a time
 FILES = "train.bin", "val.bin"
@@ -67,6 +67,8 @@ class Corpus:
 
     def check(self, length):
         """Raises ValueError if a part is too short for one window of `length` tokens and the token after it."""
+        if not self.facts["bytes_per_token"] and len(self.val):
+            raise ValueError(f"{self.name}: the validation part has no text, only <|endoftext|>")
         for name, part in (("training", self.train), ("validation", self.val)):
             if len(part) <= length:
                 raise ValueError(f"{self.name}: the {name} part has {len(part):,} tokens, less than one context "
@@ -124,36 +126,50 @@ def load(data, tokenizer, data_dir, *, first_mb=None, n_shards=None):
 
 
 def alphabet(parts):
-    """All characters that occur, sorted; with NUL, the token between documents, if there is more than one."""
+    """All characters that occur, sorted; with NUL, the token between documents, if there is more than one.
+
+    Raises ValueError if there is none.
+    """
     found = set()
-    for part in parts:
-        for piece in sources.pieces(part):
-            found.update(piece or "\0")
+    with progress("reading the alphabet", sum(map(len, parts))) as bar:
+        for part in parts:
+            for piece in sources.pieces(part, lambda block: bar.update(len(block))):
+                found.update(piece or "\0")
+    if not found:
+        raise ValueError("the text is empty: give another file with --data=FILE")
     return "".join(sorted(found))
 
 
 def tokenise(name, parts, tokenizer, folder, identity):
-    """Writes the tokens of both parts, and meta.json, into the new `folder`.
+    """Writes the tokens of both parts, and meta.json, into the new `folder`; after an error nothing is left of it.
 
     Raises ValueError if a file changes meanwhile: `identity` is that of the parts at the start.
     """
     temporary = folder.with_name(folder.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)                       # left over from a process that was killed
-    temporary.mkdir()
-    dtype = "uint16" if tokenizer.vocab_size <= 2 ** 16 else "uint32"
+    n_bytes, dtype = sum(map(len, parts)), np.dtype("uint16" if tokenizer.vocab_size <= 2 ** 16 else "uint32")
     digest, counts = hashlib.sha256(), {}
-    with tqdm(total=sum(map(len, parts)), desc=f"{name} to tokens", unit="B", unit_scale=True, disable=None) as bar:
-        def on_block(block):
-            digest.update(block)
-            bar.update(len(block))
-        for file, part in zip(FILES, parts):
-            counts[file] = write_tokens(sources.pieces(part, on_block), tokenizer, temporary / file, dtype)
-    if [part.identity() for part in parts] != identity:
-        raise ValueError(f"{name} changed while it was being read: start again when it is complete")
-    meta = {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest(), "dtype": dtype, "tokens_and_bytes": counts,
-            "alphabet": getattr(tokenizer, "alphabet", None)}
-    (temporary / "meta.json").write_text(json.dumps(meta))
-    os.replace(temporary, folder)
+    try:
+        with writing(folder, needed=n_bytes * dtype.itemsize), progress(f"{name} to tokens", n_bytes) as bar:
+            temporary.mkdir()
+
+            def on_block(block):
+                digest.update(block)
+                bar.update(len(block))
+            for file, part in zip(FILES, parts):
+                counts[file] = write_tokens(sources.pieces(part, on_block), tokenizer, temporary / file, dtype)
+            if [part.identity() for part in parts] != identity:
+                raise ValueError(f"{name} changed while it was being read: start again when it is complete")
+            meta = {"bytes": n_bytes, "sha256": digest.hexdigest(), "dtype": dtype.name, "tokens_and_bytes": counts,
+                    "alphabet": getattr(tokenizer, "alphabet", None)}
+            (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+            os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def progress(what, n_bytes):
+    return tqdm(total=n_bytes, desc=what, unit="B", unit_scale=True, disable=None)
 
 
 def write_tokens(pieces, tokenizer, path, dtype):
@@ -184,7 +200,7 @@ def batches(pieces):
 
 def open_corpus(name, folder, tokenizer):
     """The Corpus in a folder written by tokenise, with memory-mapped arrays."""
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     tokenizer = tokenizer or load_tokenizer("chars", alphabet=meta["alphabet"])
     parts = []
     for file, (n_tokens, _) in meta["tokens_and_bytes"].items():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import VARIANTS, language_model
 
-from generation import choose, stream
+from generation import choose, evaluating, pad_left, stream
 from model import LanguageModel
 
 pytestmark = pytest.mark.usefixtures("fast_form")
@@ -181,3 +181,104 @@ def test_generation_is_in_evaluation_mode_and_restores_the_previous_mode():
     m.eval().generate(idx, 2)
     assert not m.training
     assert torch.equal(m.generate(idx, 0), idx)
+
+
+# ---- prompts of unequal length ----
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_padded_prompts_are_continued_as_if_each_were_alone(options):
+    """Token by token, with and without a cache, up to max_len = 12: equal logits, whatever the padding token is."""
+    m, logits = language_model(**options), []
+    m.head.register_forward_hook(lambda module, args, out: logits.append(out))
+    prompts = [[1, 2, 3, 4, 5], [6], [7, 8, 9], [2, 2, 2, 2, 2]]
+    alone = []
+    for prompt in prompts:
+        logits.clear()
+        text = m.generate(torch.tensor([prompt]), 7, temperature=0)
+        alone.append((text[0, len(prompt):], torch.cat(logits)))
+    for use_cache, padding in ((True, 0), (True, 12), (False, 3)):
+        logits.clear()
+        idx, mask = pad_left(prompts, padding)
+        text = m.generate(idx, 7, temperature=0, use_cache=use_cache, mask=mask)
+        assert text.shape == (4, 12) and torch.equal(text[:, :5], idx)
+        for i, (tokens, expected) in enumerate(alone):
+            assert torch.equal(text[i, 5:], tokens)
+            torch.testing.assert_close(torch.stack([step[i] for step in logits]), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(symbols="relative"), dict(symbols="positional", position="learned")],
+                         ids=str)
+def test_padded_prompts_beyond_max_len_drop_the_same_positions_with_and_without_a_cache(options):
+    """Once nothing but tokens is in the context, each text goes on as the definition says."""
+    m = language_model(**options)
+    idx, mask = pad_left([[*range(12)] * 2, [5, 6], [3]])
+    cached, uncached = (m.generate(idx, 40, temperature=0, mask=mask, use_cache=cache) for cache in (True, False))
+    assert torch.equal(cached, uncached) and cached.shape == (3, 64)
+    assert torch.equal(cached[:1], m.generate(idx[:1], 40, temperature=0))         # the longest is not padded at all
+
+
+def test_a_mask_of_ones_is_no_mask():
+    m, idx = language_model(), torch.randint(13, (3, 5))
+    one, two = (m.generate(idx, 30, temperature=0, mask=mask) for mask in (None, torch.ones_like(idx).bool()))
+    assert torch.equal(one, two)
+
+
+# ---- what cannot be done, and what is left behind ----
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (dict(idx=torch.zeros(2, 0, dtype=torch.long)), "the prompt is empty"),
+    (dict(idx=torch.zeros(3, dtype=torch.long)), r"idx must be of shape \(B, T\), not \(3,\)"),
+    (dict(max_new_tokens=-1), "max_new_tokens=-1"), (dict(temperature=-0.1), "temperature"),
+    (dict(temperature=float("nan")), "temperature"), (dict(top_k=0), "top_k=0"), (dict(top_p=0.0), "top_p=0.0"),
+    (dict(top_p=1.5), "top_p"), (dict(mask=torch.ones(2, 3)), "boolean"),
+    (dict(mask=torch.ones(2, 4, dtype=torch.bool)), "shape of idx"),
+    (dict(mask=torch.tensor([[True, True, False], [True] * 3])), "left"),
+    (dict(mask=torch.tensor([[True, False, True], [True] * 3])), "left"),
+    (dict(mask=torch.zeros(2, 3, dtype=torch.bool)), "at least one token")], ids=str)
+def test_what_cannot_be_done_is_refused_before_the_work(arguments, words):
+    m, computed = language_model(), []
+    m.register_forward_hook(lambda *args: computed.append(1))
+    m.stack.register_forward_hook(lambda *args: computed.append(1))
+    idx = torch.zeros(2, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match=words):
+        m.generate(**{"idx": idx, "max_new_tokens": 3} | arguments)
+    assert not computed
+
+
+def modes(model):
+    return [module.training for module in model.modules()]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_each_module_returns_to_its_own_mode_also_after_an_error(fails, monkeypatch):
+    """A frozen part of a model that is being trained stays in evaluation mode."""
+    m = language_model(dropout=0.5).train()
+    m.stack.blocks[0].eval()
+    m.stack.blocks[1].mlp.eval()
+    before, during = modes(m), []
+    m.head.register_forward_hook(
+        lambda *args: during.append(modes(m)) or (1 / 0 if fails and len(during) > 2 else None))
+    for use in (lambda: m.generate(torch.zeros(1, 3, dtype=torch.long), 5),
+                lambda: [token for token in stream(m, torch.zeros(1, 3, dtype=torch.long), 5)]):
+        during.clear()
+        with pytest.raises(ZeroDivisionError) if fails else evaluating(m):
+            use()
+        assert modes(m) == before != [False] * len(before) and not any(map(any, during))
+    tokens = stream(m, torch.zeros(1, 3, dtype=torch.long), 5) if not fails else iter([0])
+    next(tokens)
+    del tokens                                                         # never read to its end
+    gc.collect()
+    assert modes(m) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1e-42, 1e-30, 1e-5, 5e-3])
+@pytest.mark.parametrize("options", [(), (3,), (None, 1e-300), (None, 0.9)], ids=str)
+def test_the_coldest_choice_is_the_likeliest_token(options, temperature, dtype):
+    """Divided by such a temperature, logits overflow."""
+    torch.manual_seed(0)
+    logits = torch.randn(20, 11).mul(30).round().to(dtype)             # differences of 1 or more
+    logits[:, 4] = logits.amax(-1) + 2
+    assert choose(logits, temperature, *options).eq(4).all()

@@ -191,3 +191,26 @@ def test_initial_values_are_those_of_vaswani_et_al():
             assert not module.bias.any(), name
     untied = Seq2SeqTransformer(TransformerConfig(tie_embeddings=False))
     assert untied.head.weight is not untied.embedding.weight
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (dict(max_new_tokens=13), "max_new_tokens=13: .* 13 tokens, but max_len=12"),
+    (dict(max_new_tokens=-1), "max_new_tokens=-1"), (dict(start=13), "start=13")], ids=str)
+def test_what_cannot_be_generated_is_refused_before_the_work(arguments, words):
+    m, computed = Seq2SeqTransformer(TransformerConfig(**SMALL)), []
+    m.encoder.register_forward_hook(lambda *args: computed.append(1))
+    with pytest.raises(ValueError, match=words):
+        m.generate(torch.ones(2, 3, dtype=torch.long), **dict(max_new_tokens=3, start=1, end=2) | arguments)
+    assert not computed and m.training
+
+
+def test_after_generation_each_module_is_in_the_mode_in_which_it_was():
+    m = Seq2SeqTransformer(TransformerConfig(**SMALL)).train()
+    m.encoder.eval()
+    before = [module.training for module in m.modules()]
+    m.generate(torch.ones(2, 3, dtype=torch.long), 12, start=1, end=-1)
+    assert [module.training for module in m.modules()] == before
+    m.head.register_forward_hook(lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        m.generate(torch.ones(2, 3, dtype=torch.long), 3, start=1, end=2)
+    assert [module.training for module in m.modules()] == before

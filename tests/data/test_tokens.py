@@ -223,17 +223,17 @@ def test_a_text_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch)
         m.setattr(tokens, "write_tokens", lambda *args: os.utime(path, ns=(1, 1)) or write(*args))
         with pytest.raises(ValueError, match="t.txt changed while it was being read: start again"):
             tokens.load(path, "bytes", tmp_path)
-    assert {p.suffix for p in (tmp_path / "tokens").glob("t.txt-*")} == {".part"}
+    assert not list((tmp_path / "tokens").glob("t.txt-*"))
     assert b"".join(decoded(tokens.load(path, "bytes", tmp_path))) == Path(path).read_bytes()
 
 
-def test_after_a_failure_no_incomplete_tokens_are_used(tmp_path, monkeypatch):
+def test_after_a_failure_no_incomplete_tokens_are_left(tmp_path, monkeypatch):
     path = written(tmp_path / "t.txt", "to be or not to be " * 1000)
     with monkeypatch.context() as m:
         m.setattr(tokens.json, "dumps", lambda *args: 1 / 0 if isinstance(args[0], dict) else "x")   # in the last step
         with pytest.raises(ZeroDivisionError):
             tokens.load(path, "bytes", tmp_path)
-    assert [p.suffix for p in (tmp_path / "tokens").iterdir() if p.is_dir()] == [".part"]
+    assert not [p for p in (tmp_path / "tokens").iterdir() if p.is_dir()]
     corpus = tokens.load(path, "bytes", tmp_path)
     assert b"".join(decoded(corpus)) == Path(path).read_bytes()
     folder = next(p for p in (tmp_path / "tokens").iterdir() if p.is_dir() and p.suffix != ".part")

@@ -4,6 +4,7 @@ What happens inside the loop is in test_loops.py.
 """
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -199,16 +200,30 @@ def test_resume_names_what_is_wrong_with_a_checkpoint(tiny, only_run, capsys):
     assert f"{folder / 'last.pt'} is not a checkpoint of this project, or damaged: " in stopped_by(resume, capsys)
 
 
+class Runs:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
 def test_a_checkpoint_that_cannot_be_read_shows_the_errors_own_reason(tmp_path):
     (tmp_path / "half.pt").write_bytes(b"PK\x03\x04 half")
     torch.save({"options": {}, "facts": {}, "model": {}, "code": Path("x")}, tmp_path / "code.pt")     # may run code
     torch.save({"weights": {}}, tmp_path / "foreign.pt")
+    torch.save({"options": Runs(tmp_path / "ran")}, tmp_path / "runs.pt")
+    (tmp_path / "text.pt").write_text("x\n")
     (tmp_path / "empty.pt").write_bytes(b"")
     for name, words in (("none", "no checkpoint at"), ("half", "damaged: .*zip archive"), ("foreign", "this project$"),
-                        ("code", "damaged: .*Unsupported (global|class)"), ("empty", "damaged: EOFError")):
+                        ("code", "damaged: .*Unsupported (global|class)"), ("empty", "damaged: EOFError"),
+                        ("runs", "damaged: Trying to load unsupported GLOBAL .*mkdir"), ("text", "damaged: Unsupported")):
         with pytest.raises(ValueError, match=words) as error:
             load_checkpoint(tmp_path / f"{name}.pt")
         assert f"{name}.pt" in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
     (tmp_path / "folder.pt").mkdir()
     with pytest.raises(OSError, match="Is a directory"):
         load_checkpoint(tmp_path / "folder.pt")
@@ -278,7 +293,7 @@ def whole(tmp_path_factory):
     return outcome(next((folder / "out").glob("*/last.pt")).parent), options
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_after_a_signal_to_its_process_a_run_resumes_and_equals_an_uninterrupted_one(number, whole, tmp_path, only_run,
                                                                                       capsys):
     (tensors, rows), options = whole

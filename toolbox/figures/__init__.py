@@ -2,15 +2,10 @@
 
 What is drawn depends on what the runs are: mathematics and Relational Games have figures of their own, as in the paper.
 """
-import os
 from pathlib import Path
 
-# Figures go to files, never to a display. (Jupyter sets MPLBACKEND to a module that need not be installed here. Then
-# even `import matplotlib` would fail.)
-os.environ["MPLBACKEND"] = "Agg"
-
-from toolbox.figures import curves, drawing, mathematics, relational_games             # noqa: E402
-from toolbox.figures.runs import load_run, read_csv                                    # noqa: E402
+from toolbox.figures import curves, drawing, mathematics, relational_games
+from toolbox.figures.runs import load_run, read_csv
 
 
 def report(folders, out_dir, paper=False):

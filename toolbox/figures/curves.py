@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from toolbox.files import write_text
 from toolbox.figures import drawing
 from toolbox.figures.runs import comparable, final, group_runs, measured, speed, unit_of
 from toolbox.stats import FEWEST, mean_text, paired_difference
@@ -176,14 +177,14 @@ def write_table(runs, path):
         text += f"\n\nleft out, for a newer one of the same options, data and seed: {repeated} of {len(finished)} runs"
     if len(finished) < len(runs):
         text += f"\n\nnot finished, drawn but not counted: {len(runs) - len(finished)} of {len(runs)} runs"
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
     return text
 
 
 def report(runs, out_dir, paper):
     """Writes curves.png and table.md -> the text of the table, and the files."""
     groups = group_runs(runs)
-    draw(groups).savefig(out_dir / "curves.png", dpi=drawing.DPI)
+    drawing.save(draw(groups), out_dir / "curves.png")
     text = write_table(runs, out_dir / "table.md")
     if paper and not any(published(run).size for run in runs):
         text += "\n\n--paper: no published curve belongs to these models"

@@ -1,10 +1,12 @@
 """What all figures have in common: colors, the curves of a group of seeds, the legend below."""
 import math
+from contextlib import suppress
 
 import numpy as np
 from matplotlib import colormaps, style
 from matplotlib.figure import Figure                                 # without pyplot, which would choose a display
 
+from toolbox.files import writing
 from toolbox.figures.runs import measured
 from toolbox.stats import FEWEST, half_interval
 
@@ -43,6 +45,17 @@ def panels(rows, columns, width, height, **options):
     for ax in axes.flat:
         ax.grid(alpha=0.3)
     return fig, axes
+
+
+def save(fig, path, dpi=DPI):
+    """Writes the figure; half of one, on a full disk, is removed."""
+    try:
+        with writing(path):
+            fig.savefig(path, dpi=dpi)
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise
 
 
 def legend_below(fig):

@@ -17,7 +17,7 @@ KINDS = {"same object": ("#cc3311", "-"), "same colour": ("#e69f00", "--"), "sam
 
 def save(fig, path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=DPI)
+    drawing.save(fig, path, dpi=DPI)
 
 
 # ---- Relational Games ------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from toolbox.files import write_csv
 from toolbox.figures import curves, drawing
-from toolbox.figures.runs import group_runs, measured, read_csv, write_csv
+from toolbox.figures.runs import group_runs, measured, read_csv
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "paper" / "mathematics.csv"
 METRICS = {"char_accuracy": "characters right,\ngiven those before", "exact_match": "answers right\nas a whole"}
@@ -98,7 +99,7 @@ def redraw(rows, out_dir, paper):
     runs = {tuple(row.get(name) for name in ("module", "model", "seed", "file")) for row in rows}
     if len({run[:-1] for run in runs}) < len(runs):
         rows = [{**row, "model": f"{row['model']}, {row['file']}"} for row in rows]
-    draw(rows, paper).savefig(out_dir / "curves.png", dpi=drawing.DPI)
+    drawing.save(draw(rows, paper), out_dir / "curves.png")
     return "", [out_dir / "curves.png"]
 
 

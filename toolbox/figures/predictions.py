@@ -1,7 +1,7 @@
 """Some test images, with the class that the model predicts for each."""
 from matplotlib.figure import Figure
 
-from toolbox.figures.drawing import house_style
+from toolbox.figures.drawing import house_style, save
 
 
 def draw_predictions(images, labels, probabilities, class_names, path, columns=8, captions=None):
@@ -20,4 +20,4 @@ def draw_predictions(images, labels, probabilities, class_names, path, columns=8
             question = f"{captions[i]}:\n" if captions else ""
             ax.set_title(f"{question}{class_names[k]} {p[k]:.0%}{truth}", fontsize=8,
                          color="#cc3311" if truth else "black")
-        fig.savefig(path, dpi=110)
+        save(fig, path, dpi=110)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from toolbox.files import write_csv, write_text
 from toolbox.figures import drawing
-from toolbox.figures.runs import comparable, labels, measured, read_csv, write_csv
+from toolbox.figures.runs import comparable, labels, measured, read_csv
 from toolbox.run import NOT_COMPARED
 from toolbox.stats import FEWEST, half_interval, mean_text, paired_difference
 from toolbox.training import without_effect
@@ -207,9 +208,9 @@ def redraw(rows, out_dir, paper):
     for name in SPRITES:
         if any(name in run["accuracy"] for run in runs):
             files.append(out_dir / ("learning_curves.png" if name == sprites else f"{name}.png"))
-            draw(groups, name, paper).savefig(files[-1], dpi=drawing.DPI)
+            drawing.save(draw(groups, name, paper), files[-1])
     text = table(groups, sprites)
-    (out_dir / "table.md").write_text(text + "\n", encoding="utf-8")
+    write_text(out_dir / "table.md", text + "\n")
     return f"{text}\n\n±, [ ]: 95% Student-t intervals over seeds; two or fewer seeds tell little", [
         *files, out_dir / "table.md"]
 

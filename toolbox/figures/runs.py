@@ -52,14 +52,6 @@ def read_csv(path):
         raise ValueError(f"no file {path}") from None
 
 
-def write_csv(path, columns, rows):
-    """rows: dicts; a column that a row lacks stays empty."""
-    with open(path, "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 # ---- values of a run -------------------------------------------------------------------------------------------------
 
 def unit_of(runs):

@@ -3,7 +3,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from toolbox.figures.drawing import house_style
+from toolbox.figures.drawing import house_style, save
 
 CELL, GAP = 24, 3                           # pixels of a patch as it is drawn, and between patches
 
@@ -32,7 +32,7 @@ def draw_slots(images, shares, titles, path, n_patches=7, n_slots=32):
             ax.axis("off")
         fig.supxlabel("a row is a slot: the share of each place in its attention, dark is much; then the patches that "
                       "it attends to most", fontsize=9)
-        fig.savefig(path, dpi=150)
+        save(fig, path, dpi=150)
 
 
 def slot_row(images, share, places, side, n_patches):
