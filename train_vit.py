@@ -24,11 +24,11 @@ from model import TransformerConfig, VisionTransformer, model_config
 from toolbox import figures, training
 from toolbox.checkpoints import load_checkpoint, load_initial
 from toolbox.figures.predictions import draw_predictions
-from toolbox.figures.slots import draw_slots
+from toolbox.inside.images import draw_memory
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
 from toolbox.output import unfailing_output
 from toolbox.run import Run
-from workspace import slot_attention, slot_columns, slot_statistics
+from workspace import slot_columns, slot_statistics
 
 DEFAULTS = dict(d_ff=256, position="learned", symbols="relative", n_symbols=16, symmetric=True, max_steps=2500,
                 warmup_steps=100, weight_decay=0.05, log_every=50, out_dir="out/vit")
@@ -190,7 +190,9 @@ def score(run, data, device, dtype):
         if not cfg.objects:                                           # there are no images to draw
             draw_answers(model, data, device, dtype, path)
         if cfg.memory_slots and not cfg.objects:
-            draw_memory(model, cfg, data, run.folder / "slots.png")
+            x, _, *questions = next(data.batches("test", cfg.batch_size))          # as many images as in training
+            draw_memory(model, (augment.normalised(x, data.mean, data.std), None, *questions), x,
+                        run.folder / "slots.png")
     if "scores" not in run.record:
         loss, accuracy, n = evaluate(model, data, "test", device, dtype)
         scores = {"test_loss": loss, "test_accuracy": accuracy, "images": n}
@@ -223,16 +225,6 @@ def draw_answers(model, data, device, dtype, path):
         logits, _ = model(augment.normalised(x, data.mean, data.std), None, *questions)
     draw_predictions(x.cpu().numpy(), y.tolist(), logits.float().softmax(-1).cpu(), data.class_names, path,
                      captions=data.captions(*questions) if questions else None)
-
-
-def draw_memory(model, cfg, data, path):
-    """What the slots of the first and the last layer attend to in a batch of test images as large as in training."""
-    x, _, *questions = next(data.batches("test", cfg.batch_size))
-    shares = slot_attention(model, augment.normalised(x, data.mean, data.std), None, *questions)
-    found, layers = slot_statistics(model), sorted({0, cfg.n_layers - 1})
-    titles = [f"layer {i + 1}: effective rank {found[f'rank_{i + 1}']:.1f} of at most "
-              f"{min(cfg.memory_slots, cfg.memory_width)}, mean cosine {found[f'cosine_{i + 1}']:.2f}" for i in layers]
-    draw_slots(x.cpu().numpy(), [shares[i].cpu().numpy() for i in layers], titles, path)
 
 
 @unfailing_output()

@@ -160,8 +160,8 @@ def empty_gradients(d_o, d_m, *inputs):
     return tuple(torch.empty_like(x) for x in inputs[:5])
 
 
-# As operators of PyTorch both passes are taken as a whole by torch.compile, torch.export and tracing, which would unroll
-# a plain loop over blocks for the one length that they see. They infer the shapes by the functions that are registered.
+# As operators of PyTorch both passes are taken as a whole by torch.compile, torch.export and tracing, which would
+# unroll a plain loop over blocks for the one length that they see. The functions registered tell them the shapes.
 forward_in_blocks = torch.library.custom_op("dual_attention::forward_in_blocks", forward_pass, mutates_args=())
 backward_in_blocks = torch.library.custom_op("dual_attention::backward_in_blocks", backward_pass, mutates_args=())
 forward_in_blocks.register_fake(empty_outputs)

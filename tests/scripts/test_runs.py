@@ -219,7 +219,8 @@ def test_a_checkpoint_that_cannot_be_read_shows_the_errors_own_reason(tmp_path):
     (tmp_path / "empty.pt").write_bytes(b"")
     for name, words in (("none", "no checkpoint at"), ("half", "damaged: .*zip archive"), ("foreign", "this project$"),
                         ("code", "damaged: .*Unsupported (global|class)"), ("empty", "damaged: EOFError"),
-                        ("runs", "damaged: Trying to load unsupported GLOBAL .*mkdir"), ("text", "damaged: Unsupported")):
+                        ("runs", "damaged: Trying to load unsupported GLOBAL .*mkdir"),
+                        ("text", "damaged: Unsupported")):
         with pytest.raises(ValueError, match=words) as error:
             load_checkpoint(tmp_path / f"{name}.pt")
         assert f"{name}.pt" in str(error.value) and "\n" not in str(error.value)

@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from data import images
 from data.images import augment
 from toolbox.figures import inside as figures
+from toolbox.figures.slots import draw_slots
 from toolbox.inside import layers_of, watch, without_all
 from toolbox.inside.tables import losses_table
+from workspace import slot_attention, slot_statistics
 
 IMAGES = 500                                # test images for the numbers, unless --n says otherwise
 DRAWN = 3                                   # how many of them are drawn
@@ -25,6 +27,9 @@ def look(runs, o, out):
                   losses_table(new, "nats", "images"), accuracy_line(run, x, y)]
         if run is runs[0]:
             files += draw(run, o, out, x, pictures, texts)
+            if run.options["memory_slots"]:
+                files.append(out / "slots.png")
+                texts.append("\n".join(draw_memory(run.model, (x,), pictures, files[-1])))
     if any(row["what"] in ("relations", "symbols") for row in rows):
         files.append(out / "relations_or_symbols.png")
         figures.draw_relations_or_symbols(files[-1], f"images, {runs[0].data.name}", rows, "nats")
@@ -32,7 +37,10 @@ def look(runs, o, out):
 
 
 def load_data(options, o, device):
-    """The images of a run with these options: of files, those in --data."""
+    """The images of a run with these options: of files, those in --data. ValueError for images with questions."""
+    if options["data"] == "sort_of_clevr":
+        raise ValueError("look.py draws runs on images without questions; how Sort-of-CLEVR's answers come out, by kind, "
+                         "is in the table of train_vit.py")
     return images.load(o.data or options["data"], data_dir=o.data_dir, image_size=options["image_size"],
                        val_size=options["val_size"], workers=options["workers"], device=device)
 
@@ -105,3 +113,17 @@ def draw(run, o, out, x, pictures, texts):
     else:
         texts.append(f"{run.name} averages its patches: it has no class token")
     return files
+
+
+def draw_memory(model, batch, pictures, path):
+    """What the slots of the first and the last layer attend to in a batch of images -> one line about each layer.
+
+    batch: the model's inputs; pictures: the images as they are, uint8 (N, 3, H, W).
+    """
+    shares, found = slot_attention(model, *batch), slot_statistics(model)
+    slots, width = model.cfg.memory_slots, model.cfg.memory_width
+    lines = [f"layer {i}: effective rank {found[f'rank_{i}']:.1f} of at most {min(slots, width)}, mean cosine "
+             f"{found[f'cosine_{i}']:.2f}" for i in range(1, len(shares) + 1)]
+    drawn = sorted({0, len(shares) - 1})
+    draw_slots(pictures.cpu().numpy(), [shares[i].cpu().numpy() for i in drawn], [lines[i] for i in drawn], path)
+    return lines
