@@ -99,7 +99,9 @@ def attend(q, k, v, *, causal=False, mask=None, dropout=0.0, scale=None):
 
     scale: of the scores; default 1 / sqrt(width of q).
     """
-    scale, width = scale or q.size(-1) ** -0.5, max(q.size(-1), v.size(-1))
+    scale, width = scale or q.size(-1) ** -0.5, q.size(-1)
+    if v.size(-1) != width:
+        width = -(-max(width, v.size(-1)) // 8) * 8                    # kernels want multiples of 8
     if causal and mask is None and q.size(-2) == k.size(-2):           # the kernel applies the causal mask itself
         masks = dict(is_causal=True)
     else:
@@ -114,8 +116,11 @@ def widen(x, width):
 
 
 def as_in_autocast(x):
-    """x in the precision of matrix products under autocast: one cast here saves one in each projection of x."""
-    if x.dtype != torch.float32 or not torch.is_autocast_enabled(x.device.type):
+    """x in the precision of matrix products under autocast: one cast here saves one in each projection of x.
+
+    The gradients of the projections with respect to x are then summed in this precision, too.
+    """
+    if x.dtype != torch.float32 or x.is_meta or not torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))
 

@@ -18,10 +18,11 @@ def stream(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=Non
            mask=None):
     """Yields the tokens that continue idx (B, T >= 1), one (B, 1) at a time; `choose` says how they are chosen.
 
-    The LanguageModel is in evaluation mode while the generator is open; the modes of its modules are restored then.
+    The LanguageModel is in evaluation mode while the generator is open; when it is closed, each module is back in the
+    mode it had.
     vocab_size: choose among the first so many only, where the model's is rounded up (GPT-2's 50257 to 50304).
     mask: boolean (B, T), False at padding, which stands on the left: see `pad_left`. Each text is continued as if it
-    were alone, as long as the longest with its continuation fits into max_len: the context is dropped for all at once.
+    were alone, as long as the longest with its continuation fits into max_len. Then all drop their oldest half.
     Raises ValueError for what cannot be done, before anything is computed.
     """
     check(idx, max_new_tokens, temperature, top_k, top_p, mask)
@@ -98,7 +99,7 @@ def choose(logits, temperature=1.0, top_k=None, top_p=None):
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     if temperature < 0.01:                                             # the quotient must stay finite
-        logits = logits - logits.amax(-1, keepdim=True)
+        logits, temperature = logits - logits.amax(-1, keepdim=True), max(temperature, 1e-30)
     logits = logits / temperature
     if top_k is not None:
         smallest = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]

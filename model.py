@@ -24,7 +24,7 @@ from attention import Attention, Cache, as_in_autocast, rope_table, sinusoids
 from generation import evaluating, stream
 from relational_attention import REL_ACTIVATIONS, RelationalAttention, RelationalCrossAttention
 from symbols import make_symbols
-from workspace import GlobalWorkspace
+from workspace import GlobalWorkspace, workspaces
 
 
 @dataclass
@@ -420,12 +420,8 @@ class VisionTransformer(nn.Module):
         x = self.stack(x)
         x = x[:, 0] if self.pool == "cls" else x.mean(1)                           # (B, d_model)
         logits = self.head(self.norm(x))                                           # (B, n_classes)
-        if targets is None:
-            return logits, None
-        loss = F.cross_entropy(logits, targets)
-        if self.cfg.memory_slots and self.training:
-            loss = loss + sum(block.mlp.take_balance_loss() for block in self.stack.blocks)
-        return logits, loss
+        balance_losses = [m.take_balance_loss() for m in workspaces(self)] if self.training else []
+        return logits, None if targets is None else sum(balance_losses, F.cross_entropy(logits, targets))
 
 
 class Seq2SeqTransformer(nn.Module):
@@ -480,8 +476,7 @@ class Seq2SeqTransformer(nn.Module):
         """
         longest = self.cfg.max_len
         if max_new_tokens > longest:
-            raise ValueError(f"max_new_tokens={max_new_tokens}: answers could reach {longest + 1} tokens, but "
-                             f"max_len={longest}")
+            raise ValueError(f"max_new_tokens={max_new_tokens}: must be at most max_len={longest}")
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 0")
         if not 0 <= start < self.cfg.vocab_size:

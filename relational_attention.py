@@ -71,7 +71,7 @@ class RelationalAttention(nn.Module):
         """x (B, T, d_model) -> (B, T, n_heads * d_h).
 
         symbols: (B, T, d_model), (T, d_model), or a PositionRelativeSymbols module.
-        mask, causal: see attention.attention_mask; rope rotates q and k, never the relations.
+        mask, causal: see attention.attention_mask (padding as mask[:, None, None], or (B, S) unless B = S); rope rotates q and k, never the relations.
         need_weights: also returns alpha (B, H, T, S) and r (B, R, T, S), both as in the equation, before dropout.
         """
         q = split_heads(self.W_q(x), self.n_heads, rope)                           # (B, H, T, d_h)
@@ -101,10 +101,10 @@ class RelationalAttention(nn.Module):
         r = q_rel @ k_rel.mT / self.rel_proj_dim ** 0.5
         if self.rel_activation != "softmax":
             return REL_ACTIVATIONS[self.rel_activation](r)
+        if mask is not None and mask.dim() == 4 and mask.size(1) > 1:
+            raise ValueError("relations are shared by all heads: softmax relations need one mask for all heads")
         # authors' code: over all j, the future included; here: over the j that i may attend to, or the future leaks
         allowed = attention_mask(q_rel, k_rel, causal, mask)
-        if allowed is not None and allowed.dim() == 4 and allowed.size(1) > 1:
-            raise ValueError("relations are shared by all heads: softmax relations need one mask for all heads")
         return r.softmax(-1) if allowed is None else r.masked_fill(~allowed, torch.finfo(r.dtype).min).softmax(-1)
 
     def fast(self, q, k, q_rel, k_rel, s, *, causal, mask, relative):
@@ -114,38 +114,28 @@ class RelationalAttention(nn.Module):
 
         So relational attention is ordinary attention whose values are the relation keys k_rel_j and symbols s_j W_s,
         followed by a product with the receiver's relation queries. With fused kernels memory is linear in n (but a mask
-        together with causal is a T x S tensor). Relative symbols are not values of j alone: up to 512 tokens
-        (512^2 pairs) alpha is computed for them, beyond that they are summed in query blocks.
-        With dropout each kernel draws its own mask: the same mean as the other forms, not the same distribution.
+        together with causal is a T x S tensor). Relative symbols are not values of j alone: up to 512^2 scores alpha is
+        written out for them, beyond that they are summed in query blocks.
+        Otherwise each kernel draws its own dropout mask: the same mean as the other forms, not the same distribution.
         """
-        (B, G, S, d_h), (H, T), R, p = k.shape, q.shape[1:3], self.n_relations, self.rel_proj_dim
+        (B, G, S, d_h), R, p = k.shape, self.n_relations, self.rel_proj_dim
         dropout = self.dropout if self.training else 0.0
-        attend_to = partial(attend, causal=causal, mask=mask, dropout=dropout, scale=d_h ** -0.5)
-        c = next(c for c in range(1, p + 1) if p % c == 0 and p // c <= 256)       # a wide relation is a sum of c parts
-        per_slice = 256 // (p // c)                                    # fused kernels take up to 256 features
+        q_rel, k_rel = merge_heads(q_rel)[:, None], merge_heads(k_rel)[:, None]    # (B, 1, T or S, R p), for all heads
 
         if relative and not beyond(512, q, k):
-            unit = torch.eye(S, dtype=q.dtype, device=q.device)        # with unit vectors as values the sum is alpha
-            alpha = attend_to(q, k, unit.expand(B, G, S, S))           # (B, H, T, S)
+            alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), dropout).type_as(q)   # (B, H, T, S)
             o = sum_symbols(alpha, s, relative)
-
-            def weighted_sum(v):                                       # (B, S, width) -> (B, H, T, width)
-                return (alpha.flatten(1, 2) @ v).unflatten(1, (H, T))
+            products = q_rel * (alpha.flatten(1, 2) @ k_rel[:, 0]).unflatten(1, alpha.shape[1:3])
         else:
+            attend_to = partial(attend, causal=causal, mask=mask, dropout=dropout, scale=d_h ** -0.5)
             o = (sum_symbols_in_blocks(q, k, s, causal, mask, dropout) if relative
-                 else attend_to(q, k, s.expand(B, G, S, d_h)))         # sum_j alpha_ij s_j W_s
-            width = max(d_h, min(R * c, per_slice) * p // c)
-            wide_q, wide_k = widen(q, width), widen(k, width)
-
-            def weighted_sum(v):
-                return attend_to(wide_q, wide_k, v[:, None].expand(B, G, S, -1))
-        m, dtype = [], torch.promote_types(q.dtype, torch.float32)
-        queries = merge_heads(q_rel).unflatten(-1, (R * c, p // c))    # (B, T, R c, p/c)
-        for a, b in zip(pieces(queries, per_slice, 2), pieces(merge_heads(k_rel), per_slice * p // c, -1)):
-            summed = weighted_sum(b).unflatten(-1, a.shape[2:])        # sum_j alpha_ij k_rel_j, all or some relations
-            m.append((a[:, None] * summed).sum(-1, dtype=dtype))
-        m = torch.cat(m, -1).unflatten(-1, (R, c)).sum(-1) * p ** -0.5             # (B, H, T, R): sum_j alpha_ij r_ij
-        return m.type_as(o) @ self.W_r + o
+                 else attend_to(q, k, s.expand(B, G, S, d_h)))                     # sum_j alpha_ij s_j W_s
+            # Fused kernels take up to 256 features, as many in q and k as in the values: slices, filled up by zeros.
+            wide_q, wide_k = (widen(x, max(d_h, min(R * p, 256))) for x in (q, k))
+            products = torch.cat([a * attend_to(wide_q, wide_k, b.expand(B, G, S, -1))
+                                  for a, b in zip(q_rel.split(256, -1), k_rel.split(256, -1))], -1)
+        m = products.unflatten(-1, (R, p)).sum(-1, dtype=torch.promote_types(q.dtype, torch.float32)) * p ** -0.5
+        return m.type_as(o) @ self.W_r + o                                         # m: sum_j alpha_ij r_ij
 
     def blocked(self, q, k, q_rel, k_rel, s, *, causal, mask, relative):
         """The same a, one block of queries at a time, so that no n x n tensor is stored: see extras/blocked.py."""
@@ -191,7 +181,7 @@ class RelationalCrossAttention(Attention):
 
 
 def beyond(n, q, k):
-    """More than n tokens, or n^2 pairs? Never while a model is exported: one form then serves all lengths."""
+    """Are there more than n^2 scores, as n tokens have? False during export, so that one form serves all lengths."""
     return not is_exporting() and q.size(-2) * k.size(-2) > n ** 2
 
 
@@ -201,8 +191,3 @@ def sum_symbols_in_blocks(q, k, s, causal, mask, dropout):
     o, _ = attend_in_blocks(q, k, s, *none, causal=causal, mask=attention_mask(q, k, False, mask), dropout=dropout,
                             relative=True)
     return o.type_as(q)
-
-
-def pieces(x, size, dim):
-    """x cut into pieces of at most `size`; x itself if it is one (a split would cost a copy in the backward pass)."""
-    return [x] if x.size(dim) <= size else x.split(size, dim)

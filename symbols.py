@@ -54,8 +54,9 @@ class PositionRelativeSymbols(nn.Module):
 
     def table(self, T, S):
         """s_o for each offset o = j - i between the last T of S positions and all S of them: (T + S - 1, d_model)."""
-        D = self.max_distance                                          # no rows at all if T = S = 0
-        row = torch.arange(D + 1 - S, max(D + T, D + 1 - S), device=self.library.device).clamp(0, 2 * D)      # D + o
+        D = self.max_distance
+        end = max(D + T, D + 1 - S)                                    # no rows if T = S = 0
+        row = torch.arange(D + 1 - S, end, device=self.library.device).clamp(0, 2 * D)             # D + o
         return self.library.index_select(0, row)
 
 

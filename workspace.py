@@ -6,7 +6,7 @@ memory of M slots, and every token is then pulled towards what the memory holds:
     1. squash    Xi = LN(MLP(x))                                    (B, T, E), read as (L, E) with L = B T tokens
     2. compete   q = gamma W_q, k = Xi W_k, v = Xi W_v              S heads of width D
                  A = q k^T / sqrt(D)                                (S, M, L)
-                 G = softmax over each slot's k largest scores, 0 elsewhere: the bottleneck
+                 G = softmax over each slot's `bottleneck` largest scores, 0 elsewhere
     3. collect   h = concat over heads of G v                       (M, S D)
                  new = LN(gamma + Dropout(h W_o))                   (M, D)
     4. write     gamma' = unit rows of decay gamma + (1 - decay) new
@@ -23,6 +23,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from generation import evaluating
 
 
 class GlobalWorkspace(nn.Module):
@@ -74,6 +76,7 @@ class GlobalWorkspace(nn.Module):
 
     def gates(self, xi):
         """Eq. 2: tokens xi (L, E) -> G (S, M, L), whose rows sum to 1 and have min(bottleneck, L) entries above 0."""
+        # a copy: the backward pass needs the values that `write` replaces
         q = self.split(self.W_q(self.memory.clone() if self.queries is None else self.queries))          # (S, M, D)
         k = self.split(self.W_k(xi))                                 # (S, L, D)
         A = q @ k.mT / math.sqrt(k.size(-1))                         # (S, M, L)
@@ -127,7 +130,7 @@ def slot_columns(cfg):
 def slot_statistics(model):
     """{"rank_1": ..., "cosine_1": ..., "rank_2": ...}: how different the slots are, by layer.
 
-    rank: effective rank of the memory, exp of the entropy of its singular values, divided by their sum (Roy & Vetterli,
+    rank: effective rank of the memory, exp of the entropy of p, its singular values divided by their sum (Roy & Vetterli,
     2007): 1 if all slots are equal up to a factor, at most min(M, D). cosine: the mean over all pairs of
     slots; 1 if all are equal.
     """
@@ -147,9 +150,13 @@ def slot_attention(model, *inputs):
     shares = []
 
     def note(module, args, xi, layer):
-        shares.append(layer.gates(xi.flatten(0, 1)).mean(0).unflatten(-1, xi.shape[:2]))
+        G = layer.gates(xi.flatten(0, 1))                              # (S, M, L)
+        shares.append(G.mean(0).unflatten(-1, xi.shape[:2]))
     hooks = [layer.mlp.register_forward_hook(partial(note, layer=layer)) for layer in workspaces(model)]
-    model.eval()(*inputs)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with evaluating(model):
+            model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return shares

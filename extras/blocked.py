@@ -53,6 +53,8 @@ def attend_in_blocks(q, k, s, q_rel, k_rel, *, causal=False, mask=None, dropout=
     if causal and T > S:
         raise ValueError(f"causal attention of {T} queries needs at least {T} keys, not {S}")
     dtype = torch.promote_types(q.dtype, torch.float32)
+    if not T * S:
+        return q.new_zeros(B, H, T, d_h, dtype=dtype), q.new_zeros(B, H, T, R, dtype=dtype)
     q = q.to(dtype) * (d_h ** -0.5 * math.log2(math.e))                # scores in base 2: see masked_scores
     q_rel = q_rel.to(dtype) * p ** -0.5
     k, s, k_rel = (copy_for_heads(x.to(dtype), B, heads) for x, heads in ((k, H), (s, H), (k_rel, R)))
@@ -65,8 +67,7 @@ def attend_in_blocks(q, k, s, q_rel, k_rel, *, causal=False, mask=None, dropout=
 def copy_for_heads(x, B, heads):
     """(B or 1, G, S, width) -> (B, heads, S, width), a copy for each sequence and head, with the features first in
     memory, where the matrix products below are fastest."""
-    # (B, G, heads / G, width, S); there may be no relations at all
-    x = x.mT[:, :, None].expand(B, -1, heads // max(1, x.size(1)), -1, -1)
+    x = x.mT[:, :, None].expand(B, -1, heads // max(1, x.size(1)), -1, -1)         # (B, G, heads / G, width, S)
     return x.flatten(1, 2).contiguous().mT
 
 
@@ -108,7 +109,7 @@ def forward_pass(q: Tensor, k: Tensor, s: Tensor, q_rel: Tensor, k_rel: Tensor, 
             alpha = x.sub_(top).exp2_()                                            # the largest is 1
             total = alpha.sum(-1, keepdim=True).clamp_(min=1)                      # 0 before if all are masked
             L[b, :, i] = top + total.log2()
-            weights = drop(alpha, dropout, seed, b * T + i.start, workspace)     # c alpha
+            weights = drop(alpha, dropout, seed, b * T + i.start, workspace)      # c alpha
             w, of = (by_offset(weights, workspace), offsets(i, j, T)) if relative else (weights, j)
             o[b, :, i] = torch.bmm(w, s[b, :, of]) / total
             r = torch.bmm(q_rel[b, :, i], k_rel[b, :, j].mT, out=workspace("r", R, *x.shape[1:]))
@@ -137,7 +138,7 @@ def backward_pass(d_o: Tensor, d_m: Tensor, q: Tensor, k: Tensor, s: Tensor, q_r
             x = masked_scores(q, k, b, i, j, causal, mask, workspace)
             n, e = x.shape[1:]
             alpha = x.sub_(L[b, :, i]).exp2_()                                     # (H, n, e)
-            weights = drop(alpha, dropout, seed, b * T + i.start, workspace)     # c alpha, the same c again
+            weights = drop(alpha, dropout, seed, b * T + i.start, workspace)      # c alpha, the same c again
             w, of = (by_offset(weights, workspace), offsets(i, j, T)) if relative else (weights, j)
             d_s[b, :, :, of].add_(torch.bmm(d_o[b, :, i].mT, w))
             d_alpha = torch.bmm(d_o[b, :, i], s[b, :, of].mT, out=workspace("d_alpha", *w.shape))
@@ -219,13 +220,13 @@ def masked_scores(q, k, b, i, j, causal, mask, workspace):
     return x if mask is None else x.masked_fill_(~mask[b, :, i, j], -math.inf)
 
 
-def drop(alpha, dropout, seed, block, workspace):
-    """c alpha: each weight times 0 or 1 / (1 - dropout), as the seed and the block's number decide."""
+def drop(alpha, dropout, seed, row, workspace):
+    """c alpha: each weight times 0 or 1 / (1 - dropout), as the seed and `row` decide, b T + its first query."""
     if not dropout:
         return alpha
-    generator = torch.Generator(alpha.device).manual_seed(int(seed) + block)
+    generator = torch.Generator(alpha.device).manual_seed(int(seed) + row)
     c = workspace("dropout", *alpha.shape).uniform_(generator=generator)
-    return c.ge_(dropout).mul_(alpha).mul_(1 / (1 - dropout))
+    return c.ge_(dropout).mul_(alpha).mul_(1 / (1 - dropout) if dropout < 1 else 0.0)
 
 
 def by_offset(alpha, workspace):

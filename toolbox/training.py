@@ -156,9 +156,9 @@ def to_device(x, device):
 
 
 def compiled(model, device, fixed_shapes):
-    """The model that training calls under --compile; evaluation goes on calling `model`.
+    """The model that training calls under --compile; in evaluation nothing is compiled.
 
-    fixed_shapes: all batches have one shape, and each step has one forward pass. Then a small model on a GPU, where
+    fixed_shapes: batches have one or two shapes, and each step has one forward pass. Then a small model on a GPU, where
     launching kernels takes most of the time, is compiled as a whole, with CUDA graphs: one launch for all. Any other is
     compiled block by block: one compilation serves all blocks. Without a working compiler says so and returns `model`.
     """
@@ -170,10 +170,12 @@ def compiled(model, device, fixed_shapes):
         return model
     if device.type == "cuda" and fixed_shapes and sum(p.numel() for p in model.parameters()) < 30e6:
         print("compiled as a whole, with CUDA graphs: the first steps are slow")
-        return torch.compile(model, mode="reduce-overhead")
+        return torch.compile(model, mode="reduce-overhead", dynamic=False)
     blocks = [block for name, m in model.named_modules() if name.split(".")[-1] == "blocks" for block in m]
-    for block in blocks:
-        block.compile()
+    for block in blocks:                                               # in training only: generation has many shapes
+        plain, quick = block.forward, torch.compile(block.forward)
+        block.forward = lambda *inputs, block=block, plain=plain, quick=quick, **options: (
+            quick if block.training else plain)(*inputs, **options)
     print(f"{len(blocks)} blocks compiled, each by itself: the first steps are slow")
     return model
 

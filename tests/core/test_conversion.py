@@ -176,3 +176,12 @@ def test_a_forward_pass_leaves_no_tensor_behind(kind):
     for n in (12, 7):
         m(idx[:, :n])
     assert tensors() <= before
+
+
+# ---- another device --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("build", [as_language_model, as_seq2seq, as_vision])
+def test_a_model_on_the_meta_device_gives_the_shapes_of_its_logits(build):
+    with torch.device("meta"):
+        m, inputs = build(TransformerConfig(**SMALL))
+        assert m(*inputs)[0].is_meta

@@ -274,7 +274,7 @@ def test_each_module_returns_to_its_own_mode_also_after_an_error(fails, monkeypa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("temperature", [1e-42, 1e-30, 1e-5, 5e-3])
+@pytest.mark.parametrize("temperature", [1e-50, 1e-42, 1e-30, 1e-5, 5e-3])
 @pytest.mark.parametrize("options", [(), (3,), (None, 1e-300), (None, 0.9)], ids=str)
 def test_the_coldest_choice_is_the_likeliest_token(options, temperature, dtype):
     """Divided by such a temperature, logits overflow."""

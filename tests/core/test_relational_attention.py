@@ -332,3 +332,20 @@ def test_there_must_be_as_many_symbols_as_tokens(n, Heads):
     for symbols in (torch.randn(n, D), torch.randn(B, n, D)):
         with pytest.raises(ValueError, match=f"{n} symbols for {T} tokens"):
             m(x, symbols)
+
+
+# ---- nothing to attend to --------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("shape", [(0, 5, D), (2, 0, D)])
+@pytest.mark.parametrize("form, kind", FORMS_AND_SYMBOLS)
+def test_an_empty_batch_and_empty_sequences_give_empty_outputs(form, kind, shape):
+    m, x = RelationalAttention(D, 4).double(), torch.randn(shape, dtype=torch.float64)
+    use(form, m)
+    assert m(x, symbols_of(kind, D, 5)(x)).shape == shape
+
+
+@pytest.mark.parametrize("form, kind", FORMS_AND_SYMBOLS)
+def test_dropout_of_one_leaves_no_message(form, kind):
+    m, x = RelationalAttention(D, 4, dropout=1.0).double(), torch.randn(B, T, D, dtype=torch.float64)
+    use(form, m)
+    assert not m(x, symbols_of(kind, D, T)(x)).any()

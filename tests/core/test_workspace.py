@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import LanguageModel, Seq2SeqTransformer, TransformerConfig, VisionTransformer
-from workspace import GlobalWorkspace, cv_squared, energy, read, slot_statistics
+from workspace import GlobalWorkspace, cv_squared, energy, read, slot_attention, slot_statistics
 
 M, D, S, E, K = 5, 6, 3, 16, 4                                         # slots, width, heads, d_model, bottleneck
 B, T = 2, 9
@@ -354,3 +354,17 @@ def test_impossible_values_raise_an_error_that_says_what_is_allowed(changes, wor
 def test_models_of_text_refuse_a_memory_in_one_line(kind):
     with pytest.raises(ValueError, match="tokens would see the future: give --memory_slots=0"):
         kind(TransformerConfig(memory_slots=4))
+
+
+def test_a_forward_pass_without_targets_leaves_no_graph_behind():
+    m = make().train()
+    m(images())
+    copy.deepcopy(m)                                                   # a tensor with a graph cannot be copied
+
+
+def test_reading_what_slots_attend_to_leaves_modes_and_hooks_as_they_were():
+    m = make().train()
+    slot_attention(m, images())
+    with pytest.raises(ValueError):
+        slot_attention(m, images()[:, :1])
+    assert all(module.training and not module._forward_hooks for module in m.modules())
