@@ -78,9 +78,8 @@ def n_slots(options):
 
 def simplified(cfg, **changes):
     """cfg with these changes, and what has no effect in it at its default: one run for all that are the same model."""
-    cfg = replace(cfg, **changes)
-    unused = without_effect(vars(cfg))
-    return replace(cfg, **{f.name: f.default for f in fields(cfg) if f.name in unused})
+    unused = without_effect({**vars(cfg), **changes})
+    return replace(cfg, **{**changes, **{f.name: f.default for f in fields(cfg) if f.name in unused}})
 
 
 def with_baselines(configs, make_model):

@@ -50,7 +50,7 @@ def test_a_folder_of_imagenet_is_opened_with_the_given_options(tmp_path):
 
 
 @pytest.mark.parametrize("name, options, words", [
-    ("nowhere", {}, "no folder nowhere: --data takes glyphs, cifar10, cifar100, or a folder"),
+    ("nowhere", {}, "no folder nowhere: --data takes glyphs, sort_of_clevr, cifar10, cifar100, or a folder"),
     ("{empty}", {}, "is not a folder with data_batch_1.bin"),
     ("{python}", {}, "holds the Python version of CIFAR"),
     ("glyphs", {"image_size": 64}, "image_size=64: only for ImageNet; images of glyphs are 32 pixels wide"),

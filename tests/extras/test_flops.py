@@ -118,7 +118,7 @@ def test_a_transformer_takes_6_operations_per_weight_and_12_L_T_d_for_attention(
 
 
 @pytest.mark.parametrize("options", [{}, dict(n_relations=4), dict(n_relations=8, rel_proj_dim=1)], ids=str)
-def test_the_additional_products_of_the_other_forms_do_not_count(options, monkeypatch):
+def test_the_additional_products_of_the_other_forms_do_not_count(options, plain_blocks, monkeypatch):
     """Fast: scores a second time, and wide sums instead of relations. Blocked: scores and relations are recomputed."""
     cfg = config(**options)
     d_h, n = cfg.d_model // cfg.n_heads, cfg.n_ra

@@ -204,7 +204,7 @@ def table_of_probes(rows):
 
 def train_again(folder, o):
     """A cell of Relational Games that was recorded without its weights: trains it again -> the path of its weights."""
-    record = json.loads((folder / "config.json").read_text())
+    record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     options = record["options"]
     if "train_size" not in options or "task" not in options:
         raise ValueError(f"{folder} has no weights: there is no last.pt, the checkpoint of a run")
@@ -222,7 +222,7 @@ def train_again(folder, o):
         made = next(Path(temporary).glob("*/config.json"), None)
         if done.returncode or made is None:
             raise ValueError(f"{folder.name} could not be trained again: {done.stderr.strip().splitlines()[-1:]}")
-        scores = json.loads(made.read_text())["scores"]
+        scores = json.loads(made.read_text(encoding="utf-8"))["scores"]
         if scores != record["scores"]:
             raise ValueError(f"{folder.name}, trained again, is another model: accuracy {scores}, recorded "
                              f"{record['scores']}; repeat its training, with --keep_weights")
