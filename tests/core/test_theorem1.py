@@ -1,7 +1,8 @@
 """An analogue of Theorem 1: relational attention learns to select an object and to compute a relation with it.
 
-Not an instance of it: the theorem says what relational attention can approximate, with W_s = 0, W_r = I and no
-training; here W_s and W_r are free and everything is trained.
+This is a test of what can be learned, not an instance of the theorem. The theorem says what relational attention can
+approximate, with W_s = 0, W_r = I and no training; here W_s and W_r are free and everything is trained. The theorem
+itself, with weights set by hand, is in extras/theorem1.py; its tests are in tests/extras/test_theorem1_built.py.
 
 Each of n = 8 tokens carries a key and a value. Token i must find the token with the *next* key (the first is next to
 the last) and report the inner product of the two values, <value_i, value_succ(i)> / 8. For a relational head this is
