@@ -139,13 +139,13 @@ class RelationalAttention(nn.Module):
 
             def weighted_sum(v):
                 return attend_to(wide_q, wide_k, v[:, None].expand(B, G, S, -1))
-        m, dtype = [], torch.promote_types(q.dtype, torch.float32)
-        queries = merge_heads(q_rel).unflatten(-1, (R * c, p // c))    # (B, T, R c, p/c)
+        m, queries = [], merge_heads(q_rel).unflatten(-1, (R * c, p // c)) * p ** -0.5     # (B, T, R c, p/c)
         for a, b in zip(pieces(queries, per_slice, 2), pieces(merge_heads(k_rel), per_slice * p // c, -1)):
             summed = weighted_sum(b).unflatten(-1, a.shape[2:])        # sum_j alpha_ij k_rel_j, all or some relations
-            m.append((a[:, None] * summed).sum(-1, dtype=dtype))
-        m = torch.cat(m, -1).unflatten(-1, (R, c)).sum(-1) * p ** -0.5             # (B, H, T, R): sum_j alpha_ij r_ij
-        return m.type_as(o) @ self.W_r + o
+            # the dtype is that of o, or autocast would return float32, and the product with W_r would cast it back
+            m.append((a[:, None] * summed).sum(-1, dtype=o.dtype))
+        m = torch.cat(m, -1).unflatten(-1, (R, c)).sum(-1, dtype=o.dtype)          # (B, H, T, R): sum_j alpha_ij r_ij
+        return m @ self.W_r + o
 
     def blocked(self, q, k, q_rel, k_rel, s, *, causal, mask, relative):
         """The same a, one block of queries at a time, so that no n x n tensor is stored: see extras/blocked.py."""
