@@ -120,7 +120,7 @@ class RelationalAttention(nn.Module):
         """
         (B, G, S, d_h), R, p = k.shape, self.n_relations, self.rel_proj_dim
         dropout = self.dropout if self.training else 0.0
-        q_rel, k_rel = merge_heads(q_rel)[:, None], merge_heads(k_rel)[:, None]    # (B, 1, T or S, R p), for all heads
+        q_rel, k_rel = (merge_heads(x)[:, None] for x in (q_rel * p ** -0.5, k_rel))           # (B, 1, T or S, R p)
 
         if relative and not beyond(512, q, k):
             alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), dropout).type_as(q)   # (B, H, T, S)
@@ -134,8 +134,9 @@ class RelationalAttention(nn.Module):
             wide_q, wide_k = (widen(x, max(d_h, min(R * p, 256))) for x in (q, k))
             products = torch.cat([a * attend_to(wide_q, wide_k, b.expand(B, G, S, -1))
                                   for a, b in zip(q_rel.split(256, -1), k_rel.split(256, -1))], -1)
-        m = products.unflatten(-1, (R, p)).sum(-1, dtype=torch.promote_types(q.dtype, torch.float32)) * p ** -0.5
-        return m.type_as(o) @ self.W_r + o                                         # m: sum_j alpha_ij r_ij
+        # with a dtype given, autocast does not return float32, which would be cast back for the product with W_r
+        m = products.unflatten(-1, (R, p)).sum(-1, dtype=o.dtype)                  # (B, H, T, R): sum_j alpha_ij r_ij
+        return m @ self.W_r + o
 
     def blocked(self, q, k, q_rel, k_rel, s, *, causal, mask, relative):
         """The same a, one block of queries at a time, so that no n x n tensor is stored: see extras/blocked.py."""

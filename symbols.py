@@ -130,4 +130,4 @@ def project_symbols(symbols, W_s, n_heads, T, cache=None):
 def sum_symbols(alpha, s, relative):
     """sum_j alpha_ij s_j W_s: alpha (B, H, T, S), s as `project_symbols` returns it -> (B, H, T, d_h)."""
     s = repeat_heads(s, alpha.size(1))
-    return sum_by_pair(alpha, s[0]) if relative else alpha @ s
+    return sum_by_pair(alpha, s.squeeze(0)) if relative else alpha @ s

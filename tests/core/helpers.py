@@ -10,7 +10,7 @@ from relational_attention import RelationalAttention
 from symbols import PositionalSymbols, PositionRelativeSymbols, SymbolicAttention
 
 SYMBOLS, POSITIONS = ["symbolic", "relative", "positional"], ["rope", "learned", "sinusoidal"]
-FORMS = ["literal", "fast", "blocked"]           # relative symbols have no fast form
+FORMS = ["literal", "fast", "blocked"]
 FORMS_AND_SYMBOLS = [(form, kind) for form in FORMS for kind in SYMBOLS]
 SMALL = dict(vocab_size=13, d_model=16, n_layers=2, n_heads=4, n_ra=2, max_len=12, n_symbols=6, symbol_heads=2)
 VARIANTS = [dict(symbols=s, position=p) for s, p in product(SYMBOLS, POSITIONS)] + [

@@ -1,4 +1,5 @@
 """toolbox/training.py: which runs, optimizer, learning rate, randomness, device, memory errors, signals."""
+import csv
 import os
 import signal
 import threading
@@ -142,6 +143,53 @@ def test_out_of_memory_is_one_line_that_says_what_helps(error, capsys):
 def test_other_errors_are_not_taken_for_out_of_memory():
     with pytest.raises(RuntimeError, match="shapes"), training.memory_errors(8):
         raise RuntimeError("shapes do not fit")
+
+
+# ---- --compile -------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """The backend aot_eager needs no C++ compiler: it traces both passes, and runs what it has traced operation by
+    operation."""
+    torch._dynamo.reset()                                              # forget what other tests compiled
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+
+def small_model():
+    return LanguageModel(TransformerConfig(vocab_size=11, d_model=16, n_layers=3, n_heads=2, n_ra=1, max_len=8))
+
+
+def test_without_a_compiler_one_line_says_so_and_the_model_stays_as_it_is(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify ...")
+    monkeypatch.setattr(torch, "compile", fail)
+    model = small_model()
+    assert training.compiled(model, torch.device("cpu"), True) is model
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "not compiled (Failed to find C compiler.)" in said
+    assert model(torch.zeros(1, 8, dtype=torch.int64))[0].isfinite().all()             # no block waits for a compiler
+
+
+def test_each_block_is_compiled_and_checkpoints_keep_their_names(compiler, capsys):
+    model = small_model()
+    names, idx = list(model.state_dict()), torch.randint(11, (2, 8))
+    expected = model(idx)[0]
+    torch._dynamo.utils.counters.clear()
+    forward = training.compiled(model, torch.device("cpu"), True)
+    torch.testing.assert_close(forward(idx)[0], expected)
+    assert "3 blocks compiled" in capsys.readouterr().out and list(forward.state_dict()) == names
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1 + 1             # one for all blocks; the attempt
+
+
+def test_a_compiled_run_has_the_losses_of_an_uncompiled_one(tiny, tmp_path, compiler):
+    losses = []
+    for compile in (False, True):
+        train_lm.main([*tiny, f"--compile={compile}", f"--out_dir={tmp_path / str(compile)}", "--max_steps=4",
+                       "--eval_every=4", "--log_every=1"])
+        log, = (tmp_path / str(compile)).glob("*/log.csv")
+        losses.append([float(row[name]) for row in csv.DictReader(open(log)) for name in ("train_loss", "val_loss")
+                       if row[name]])
+    assert len(losses[0]) > 4 and losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
 # ---- signals ---------------------------------------------------------------------------------------------------------
