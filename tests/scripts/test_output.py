@@ -47,8 +47,7 @@ def wait_for(condition, seconds=60):
 
 
 @pytest.mark.parametrize("line", [
-    "$TRAIN | head -n 1", "$TRAIN 2>&1 | head -n 1", "$TRAIN > /dev/full", "$TRAIN > /dev/full 2>&1", "$TRAIN >&-",
-    "$TRAIN 2>&-", "$TRAIN >&- 2>&-", "$TRAIN <&- >&- 2>&-", "$TRAIN | true"])
+    "$TRAIN 2>&1 | head -n 1", "$TRAIN > /dev/full 2>&1", "$TRAIN 2>&-", "$TRAIN <&- >&- 2>&-"])
 def test_a_training_finishes_whatever_happens_to_its_output(line, shell, only_run):
     process = shell(line, *SHORT, "--log_every=1")
     _, error = process.communicate(timeout=100)
@@ -92,7 +91,7 @@ def test_sigterm_before_the_training_ends_in_one_line_and_leaves_nothing_half_ma
 
 # ---- consoles that are not UTF-8 -------------------------------------------------------------------------------------
 
-CONSOLES = [dict(PYTHONIOENCODING="cp1252"), dict(PYTHONIOENCODING="ascii"),
+CONSOLES = [dict(PYTHONIOENCODING="cp1252"),
             dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")]
 
 
@@ -141,16 +140,6 @@ def test_scripts_start_where_a_notebook_has_set_a_backend_that_is_not_installed(
     environment = os.environ | {"MPLBACKEND": "module://not_installed.backend_inline"}
     code = subprocess.run([sys.executable, *script.split(), "-h"], cwd=ROOT, capture_output=True, env=environment)
     assert code.returncode == 0 and not code.stderr
-
-
-@pytest.mark.figures
-def test_figures_do_not_depend_on_a_users_matplotlibrc(tmp_path):
-    (tmp_path / "matplotlibrc").write_text("backend: gtk4agg\ntext.usetex: True\nfigure.dpi: 30\nsavefig.format: svg\n"
-                                           "lines.linewidth: 9\nfont.size: huge\nimage.interpolation: bicubic\n")
-    for name, rc in (("one.png", ""), ("two.png", str(tmp_path))):
-        subprocess.run([sys.executable, "-m", "data.relational_games", f"--out={tmp_path / name}"], cwd=ROOT,
-                       check=True, capture_output=True, env=os.environ | {"MATPLOTLIBRC": rc})
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
 def test_every_text_file_is_opened_as_utf_8_by_name():
