@@ -101,7 +101,8 @@ def find(text):
             raise ValueError(f"no run or checkpoint at {path}: train one (python train_relgames.py), or give a "
                              f"published model, as --from=awni00/DAT-sa8-ra8-ns1024-sh8-nkvh4-343M")
         else:
-            records = {folder: json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in run_folders(path)}
+            records = {folder: json.loads((folder / "config.json").read_text(encoding="utf-8"))
+                       for folder in run_folders(path)}
             sizes = {folder: record["options"].get("train_size", 0) for folder, record in records.items()
                      if record["finished"]}
             if not sizes:

@@ -71,7 +71,8 @@ class RelationalAttention(nn.Module):
         """x (B, T, d_model) -> (B, T, n_heads * d_h).
 
         symbols: (B, T, d_model), (T, d_model), or a PositionRelativeSymbols module.
-        mask, causal: see attention.attention_mask (padding as mask[:, None, None], or (B, S) unless B = S); rope rotates q and k, never the relations.
+        mask, causal: see attention.attention_mask. Padding is (B, S), and where B = S mask[:, None, None].
+        rope rotates q and k, never the relations.
         need_weights: also returns alpha (B, H, T, S) and r (B, R, T, S), both as in the equation, before dropout.
         """
         q = split_heads(self.W_q(x), self.n_heads, rope)                           # (B, H, T, d_h)

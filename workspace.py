@@ -130,8 +130,8 @@ def slot_columns(cfg):
 def slot_statistics(model):
     """{"rank_1": ..., "cosine_1": ..., "rank_2": ...}: how different the slots are, by layer.
 
-    rank: effective rank of the memory, exp of the entropy of p, its singular values divided by their sum (Roy & Vetterli,
-    2007): 1 if all slots are equal up to a factor, at most min(M, D). cosine: the mean over all pairs of
+    rank: effective rank of the memory, exp of the entropy of p, its singular values divided by their sum (Roy &
+    Vetterli, 2007): 1 if all slots are equal up to a factor, at most min(M, D). cosine: the mean over all pairs of
     slots; 1 if all are equal.
     """
     statistics = {}

@@ -1,6 +1,6 @@
 """What relational attention costs: time and memory compared with self-attention, in a training step, in generation.
 
-    python -m extras.bench                                       everything: a quarter of an hour on two cores
+    python -m extras.bench                                       everything: 20 minutes on two cores, 4 on a GPU
     python -m extras.bench --part=attention --n=512,1024         one part
     python -m extras.bench --peer                                with the authors' package, dual-attention (pip install)
 
@@ -21,13 +21,16 @@ from typing import Literal
 import numpy as np
 import torch
 
-from attention import Attention
-from model import LanguageModel, TransformerConfig, VisionTransformer, stream
-from relational_attention import RelationalAttention
+from extras import flops
+from extras.bench_models import IMAGES, MODELS, attention_case, batch_size, chosen, config, step_case
+from model import LanguageModel, TransformerConfig, stream
 from toolbox import training
 from toolbox.options import agreed, at_least, one_line_errors, parse_options, start
 
 import matplotlib.pyplot as plt                                      # noqa: E402  (after toolbox: without a display)
+
+LENGTHS = [128, 256, 512, 1024, 2048, 4096, 8192]
+GPU_SECONDS = 5                                                      # per row of a table: then no further turn begins
 
 
 @dataclass
@@ -40,8 +43,9 @@ class Options:
     n_ra: int = 4                           # relational heads, compared with as many sensory heads
     batch_size: int = 1                     # sequences
     causal: bool = True                     # with a causal mask
-    # part=step: the models
+    # the models' shapes (part=attention without --n) and steps (part=step)
     model: str = ""                         # only those with this in their name: tiny, d64 ...
+    compile: bool = False                   # steps with compiled blocks on a CPU, too
     # measuring
     repeats: int = 5                        # turns, after one that is not counted
     memory: bool = True                     # also measure memory
@@ -59,13 +63,16 @@ class Options:
 
 def alternate(candidates, repeats, device):
     """{name: function} -> {name: seconds in each turn}. The order rotates; the first turn is not counted."""
-    names, seconds = list(candidates), {name: [] for name in candidates}
+    names, seconds, begun = list(candidates), {name: [] for name in candidates}, None
     for turn in range(repeats + 1):
+        if device.type == "cuda" and turn > 1 and now(device) - begun > GPU_SECONDS:
+            break
         for name in names[turn % len(names):] + names[:turn % len(names)]:
             start = now(device)
             candidates[name]()
             if turn:
                 seconds[name].append(now(device) - start)
+        begun = begun or now(device)
     return seconds
 
 
@@ -81,25 +88,30 @@ def now(device):
     return time.perf_counter()
 
 
-def peak_memory(case, options, n):
-    """Bytes beyond the inputs that attention of n tokens, forward and backward, needs at its peak."""
-    device, dtype, _ = training.choose_device(options.device, options.dtype)
-    small, large = (attention_case(case, options, length, device, dtype) for length in (16, n))
-    small()                                                          # allocates what is needed at any length
+def growth(function, device):
+    """Bytes by which the memory in use grows while the function runs, at its peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        large()
+        function()
         return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_bytes(b"5")                   # Linux: resets the peak, VmHWM
     before = memory_of_process("VmRSS")
-    large()
+    function()
     return memory_of_process("VmHWM") - before
 
 
 def memory_of_process(line):
     """Bytes of this process on Linux, VmRSS: now; VmHWM: at the peak."""
     return int(re.search(rf"{line}:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))[1]) * 1024
+
+
+def apart(function, device, *args):
+    """function(*args), on a CPU in a new process, whose memory is that of this function."""
+    if device.type == "cuda":
+        return function(*args)
+    with get_context("spawn").Pool(1) as process:
+        return process.apply(function, args)
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
@@ -111,36 +123,25 @@ def cases(o):
     return CASES if o.peer else CASES[:-1]
 
 
-def attention_case(case, o, n, device, dtype):
-    """A function that runs these heads on (batch_size, n, d_model) once, forward and backward."""
-    torch.manual_seed(0)
-    x, symbols = (torch.randn(o.batch_size, n, o.d_model, device=device).requires_grad_() for _ in range(2))
-    options = {"causal": o.causal}
-    if case == "authors":
-        from dual_attention.relational_attention import RelationalAttention as Theirs
-        m, options = Theirs(o.d_model, o.n_ra, total_n_heads=o.n_heads), {"is_causal": o.causal}
-    elif case == "self-attention":
-        m = Attention(o.d_model, o.n_ra, total_heads=o.n_heads)
-    else:
-        m = RelationalAttention(o.d_model, o.n_ra, total_heads=o.n_heads)
-        m.choose_form = lambda *shapes: getattr(m, case)
-    m = m.to(device)
-
-    def run():
-        with training.autocast(device, dtype):
-            out = m(x, *(() if case == "self-attention" else (symbols,)), **options)
-        out = out[0] if isinstance(out, tuple) else out
-        m.zero_grad()
-        x.grad = symbols.grad = None
-        out.float().sum().backward()
-    return run
+def lengths(o, of):
+    """{n: (TransformerConfig, n, batch, causal)} for the lengths `of`: heads as the options have them."""
+    cfg = TransformerConfig(d_model=o.d_model, n_heads=o.n_heads, n_ra=o.n_ra, position="learned", symbols="positional")
+    return {n: (cfg, n, o.batch_size, o.causal) for n in of}
 
 
-def chosen(o, n, device):
-    """The name of the form that RelationalAttention chooses for n tokens."""
-    m = RelationalAttention(o.d_model, o.n_ra, total_heads=o.n_heads)
-    q = torch.empty(o.batch_size, o.n_ra, n, o.d_model // o.n_heads, device=device)
-    return m.choose_form(q, q).__name__
+def models(o, device):
+    """{name of a model: the shape of its attention, as above}."""
+    shapes = {name: (config(name), config(name).max_len, batch_size(name, device), name not in IMAGES)
+              for name in MODELS if o.model in name and batch_size(name, device)}
+    return {name: shape for i, (name, shape) in enumerate(shapes.items()) if shape not in list(shapes.values())[:i]}
+
+
+def attention_memory(o, case, cfg, n, *others):
+    """Bytes beyond the inputs that attention of n tokens, forward and backward, needs at its peak."""
+    device, dtype, _ = training.choose_device(o.device, o.dtype)
+    small, large = (attention_case(case, cfg, length, *others, device, dtype) for length in (16, n))
+    small()                                                          # allocates what is needed at any length
+    return growth(large, device)
 
 
 def cell(row, case):
@@ -154,23 +155,21 @@ def cell(row, case):
     return time + memory + (" *" if case == row["chosen"] else "")
 
 
-def attention(o, lengths, device, dtype):
-    """A dictionary for each length: seconds and bytes of each case, and the form that is chosen."""
+def attention(o, shapes, device, dtype):
+    """A dictionary for each shape: seconds and bytes of each case, and the form that is chosen. Prints a table."""
     rows = []
-    for n in lengths:
+    for name, (cfg, n, B, causal) in shapes.items():
         # cases that materialise weights and relations are skipped where these would take more than 4 GB
-        fits = o.batch_size * o.n_ra * 2 * n * n <= 2 ** 30
-        measured = [case for case in cases(o) if fits or case not in ("literal", "authors")]
-        seconds = alternate({case: attention_case(case, o, n, device, dtype) for case in measured}, o.repeats, device)
-        memory = {}
-        for case in measured if o.memory else ():
-            if device.type == "cuda":
-                memory[case] = peak_memory(case, o, n)
-            else:
-                with get_context("spawn").Pool(1) as process:
-                    memory[case] = process.apply(peak_memory, (case, o, n))
-        rows.append(dict(n=n, chosen=chosen(o, n, device), seconds=seconds, memory=memory))
-        print(f"| {n} | " + " | ".join(cell(rows[-1], case) for case in cases(o)) + " |", flush=True)
+        fits = B * (cfg.n_ra + max(cfg.n_ra, cfg.n_relations or 0)) * n * n <= 2 ** 30
+        left_out = (("literal", "authors") if not fits else
+                    ("authors",) if cfg.symbols == "relative" else ())               # theirs are called differently
+        measured = [case for case in cases(o) if case not in left_out]
+        seconds = alternate({case: attention_case(case, cfg, n, B, causal, device, dtype) for case in measured},
+                            o.repeats, device)
+        memory = {case: apart(attention_memory, device, o, case, cfg, n, B, causal) for case in measured if o.memory}
+        rows.append(dict(name=name, n=n, batch_size=B, chosen=chosen(cfg, n, B, device), seconds=seconds,
+                         memory=memory))
+        print(f"| {name} | {B} x {n} | " + " | ".join(cell(rows[-1], case) for case in cases(o)) + " |", flush=True)
     return rows
 
 
@@ -196,73 +195,53 @@ def draw(rows, path):
 
 # ---- a training step -------------------------------------------------------------------------------------------------
 
-STORIES = dict(max_len=512, n_symbols=512, activation="swiglu", vocab_size=32_000)  # as in the paper, without dropout
-STEPS = {       # name: (options of both models, further ones of the DAT, further ones of the Transformer, batch size)
-    "tiny: train_lm.py's default": (dict(vocab_size=256, n_symbols=128), {}, {}, 16),
-    "tinystories d64 L4": (dict(STORIES, d_model=64, n_layers=4), {}, {}, 8),
-    "tinystories d64 L4, 256 tokens": (dict(STORIES, d_model=64, n_layers=4, vocab_size=256), {}, {}, 8),
-    "tinystories d128 L6": (dict(STORIES, d_model=128, n_layers=6), {}, {}, 8),
-    "tinystories d128 L6, 256 tokens": (dict(STORIES, d_model=128, n_layers=6, vocab_size=256), {}, {}, 8),
-    "cifar10": (dict(d_model=384, n_layers=8, n_heads=12, n_ra=6, d_ff=384, position="learned", symbols="relative",
-                     symmetric=True, bias=True), dict(n_kv_heads=3, attention_bias="none"),
-                dict(attention_bias="output"), 32),
-    "fineweb_350m": (dict(vocab_size=50_304, d_model=1024, n_layers=24, n_heads=16, n_ra=8, max_len=1024,
-                          n_symbols=1024, symbol_heads=8, n_relations=64, activation="gelu_tanh", norm_bias=True,
-                          attention_bias="none", trainable_symbols=False), dict(n_kv_heads=4, bias=True), {}, 1),
-}
+def kinds(o, name, compile, device):
+    """What is measured of a model; the authors' DAT where it has the same shape and fits (its n x n x R relations)."""
+    theirs = o.peer and name not in IMAGES and (name != "fineweb_350m" or free_memory(device) > 90e9)
+    return ["Transformer", "DAT", *["Transformer, compiled", "DAT, compiled"] * compile, *["authors' DAT"] * theirs]
 
 
-def step_case(name, kind, device, dtype):
-    """A function that takes one training step of the model: forward, backward, AdamW."""
-    options, dat, transformer, B = STEPS[name]
-    torch.manual_seed(0)
-    cfg = TransformerConfig(**{**options, **(dict(transformer, n_ra=0) if kind == "Transformer" else dat)})
-    if name == "cifar10":
-        model = VisionTransformer(cfg, image_size=32, patch_size=4, n_classes=10, pool="mean_cls")
-        batch = torch.randn(B, 3, 32, 32), torch.randint(10, (B,))
-    else:
-        model = their_model(cfg) if kind == "authors' DAT" else LanguageModel(cfg)
-        batch = torch.randint(cfg.vocab_size, (2, B, cfg.max_len)).unbind()
-    model, batch = model.to(device), [x.to(device) for x in batch]
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+def step_memory(o, name, kind):
+    """Bytes of a model in training at its peak: weights, gradients, moments and activations."""
+    device, dtype, _ = training.choose_device(o.device, o.dtype)
 
-    def run():
-        with training.autocast(device, dtype):
-            _, loss = model(*batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return run
+    def two_steps():                                                 # the first one allocates gradients and moments
+        step = step_case(name, kind, device, dtype)
+        step(), step()
+    return growth(two_steps, device)
 
 
-def their_model(cfg):
-    """The authors' language model of the same shape."""
-    from dual_attention.language_models import DualAttnTransformerLM
-    return DualAttnTransformerLM(
-        cfg.vocab_size, cfg.d_model, cfg.n_layers, cfg.n_sa, cfg.n_ra, dropout_rate=0.0, activation=cfg.activation,
-        symbol_retrieval_kwargs=dict(d_model=cfg.d_model, n_heads=cfg.symbol_heads, n_symbols=cfg.n_symbols),
-        dff=8 * cfg.d_model // 3 if cfg.activation == "swiglu" else 4 * cfg.d_model, norm_first=True,
-        max_block_size=cfg.max_len, pos_enc_type="RoPE", bias=cfg.bias)
-
-
-def steps(o, device, dtype):
-    """A dictionary for each model: seconds of a training step of the Transformer and of the DAT."""
+def steps(o, compile, device, dtype):
+    """A dictionary for each model: seconds of a training step, bytes and speed of each kind. Prints a table."""
     rows = []
-    for name, (*_, B) in STEPS.items():
-        if o.model not in name:
+    for name in MODELS:
+        B = batch_size(name, device)
+        if o.model not in name or B is None:
             continue
-        if name == "fineweb_350m" and free_memory(device) < 16e9:    # two models with two moments and a gradient each
-            print(f"| {name} | skipped: it needs 16 GB of free memory |")
+        if name == "fineweb_350m" and free_memory(device) < (16e9 if device.type == "cpu" else 50e9):
+            print(f"| {name} | skipped: all its models together do not fit into the free memory |")
             continue
-        theirs = ["authors' DAT"] * (o.peer and name not in ("cifar10", "fineweb_350m"))
-        seconds = alternate({kind: step_case(name, kind, device, dtype) for kind in ["Transformer", "DAT", *theirs]},
-                            o.repeats, device)
-        rows.append(dict(name=name, batch_size=B, seconds=seconds))
-        ratios = [f"{ratio(seconds, kind, 'Transformer'):.2f} x" if kind in seconds else ""
-                  for kind in ["DAT"] + ["authors' DAT"] * o.peer]
-        print(f"| {name} | {B} | {1e3 * statistics.median(seconds['Transformer']):,.0f} ms | " + " | ".join(ratios)
-              + " |", flush=True)
+        torch._dynamo.reset()                                        # of each function it keeps 8 compilations
+        names = kinds(o, name, compile, device)
+        memory = {kind: apart(step_memory, device, o, name, kind) for kind in names if o.memory}
+        seconds = alternate({kind: step_case(name, kind, device, dtype) for kind in names}, o.repeats, device)
+        rows.append(dict(name=name, batch_size=B, seconds=seconds, memory=memory, per_second={}, share={}))
+        for kind in names:
+            print_step(rows[-1], kind, device, dtype)
     return rows
+
+
+def print_step(row, kind, device, dtype):
+    """A row of the table, for one kind of a model; completes its dictionary by tokens (images) per second and share."""
+    name, cfg, seconds = row["name"], config(row["name"], kind), statistics.median(row["seconds"][kind])
+    row["per_second"][kind] = speed = row["batch_size"] * (1 if name in IMAGES else cfg.max_len) / seconds
+    gpu = torch.cuda.get_device_name() if device.type == "cuda" else ""
+    row["share"][kind] = share = None if name in IMAGES else flops.utilisation(cfg, speed, gpu, dtype)[1]
+    times = ratio(row["seconds"], kind, "Transformer, compiled" if kind == "DAT, compiled" else "Transformer")
+    memory = f"{row['memory'][kind] / 2 ** 30:.2f} GB" if kind in row["memory"] else "-"
+    cells = (name, row["batch_size"], kind, f"{1e3 * seconds:,.1f} ms", f"{times:.2f} x", f"{speed:,.0f}", memory,
+             f"{100 * share:.1f}%" if share else "-")
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def free_memory(device):
@@ -301,7 +280,7 @@ def generation(o, device):
 
 
 def main(argv=None):
-    configs = parse_options(Options, argv=argv, grid={"n": [128, 256, 512, 1024, 2048, 4096, 8192]})
+    configs = parse_options(Options, argv=argv, grid={"n": LENGTHS})
     with one_line_errors():
         o = agreed(configs, [name for name in asdict(configs[0]) if name != "n"])
         device, dtype, why = training.choose_device(o.device, o.dtype)
@@ -318,17 +297,26 @@ def main(argv=None):
     options = {name: value for name, value in asdict(o).items() if name not in ("n", "out_dir")}
     result = dict(machine=machine, torch=torch.__version__, options=options)
     if o.part in ("all", "attention"):
-        print(f"\nForward and backward of {o.n_ra} of {o.n_heads} heads, d_model {o.d_model}, batch {o.batch_size}"
-              f"{', causal' * o.causal}: time, relative to self-attention; * marks the form that is chosen\n")
-        print("| n | " + " | ".join(cases(o)) + " |\n|" + "---|" * (len(cases(o)) + 1))
-        result["attention"] = attention(o, [cfg.n for cfg in configs], device, dtype)
-        if len(configs) > 2:
+        tokens = [cfg.n for cfg in configs]
+        tables = {"attention": (f"{o.n_ra} of {o.n_heads} heads, d_model {o.d_model}{', causal' * o.causal}",
+                                lengths(o, tokens))}
+        if tokens == LENGTHS:
+            tables["shapes"] = "the relational heads of each model", models(o, device)
+        for key, (heads, shapes) in tables.items():
+            print(f"\nForward and backward of {heads}: time, relative to as many sensory heads; * marks the form that "
+                  f"is chosen\n\n| | batch x n | " + " | ".join(cases(o)) + " |\n|" + "---|" * (len(cases(o)) + 2))
+            result[key] = attention(o, shapes, device, dtype)
+        if len(tokens) > 2:
             Path(o.out_dir).mkdir(parents=True, exist_ok=True)
             draw(result["attention"], Path(o.out_dir) / "scaling.png")
     if o.part in ("all", "step"):
-        print("\nA training step: time, relative to the Transformer\n")
-        print("| model | batch | Transformer | DAT |" + " authors' DAT |" * o.peer + "\n|" + "---|" * (4 + o.peer))
-        result["step"] = steps(o, device, dtype)
+        compile = o.compile or device.type == "cuda"
+        if compile and (missing := training.no_compiler(device)):
+            print(f"\n--compile: no working compiler here, so nothing is compiled ({missing})")
+            compile = False
+        print("\nA training step: time, relative to the Transformer (a compiled DAT: to the compiled Transformer)\n")
+        print("| model | batch | | time | ratio | tokens or images/s | memory | of the peak |\n|" + "---|" * 8)
+        result["step"] = steps(o, compile, device, dtype)
     if o.part in ("all", "generation"):
         print("\nGeneration of 504 tokens, d_model 384, 6 layers: tokens per second\n")
         print("| model | with cache | without | ratio | text |\n|---|---|---|---|---|")

@@ -154,6 +154,14 @@ def to_device(x, device):
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
+def no_compiler(device):
+    """Why torch.compile does not work on this device, in one line; None if it does."""
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except Exception as error:                                         # each missing part raises an error of its own
+        return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def compiled(model, device, fixed_shapes):
     """The model that training calls under --compile; in evaluation nothing is compiled.
 
@@ -161,12 +169,10 @@ def compiled(model, device, fixed_shapes):
     launching kernels takes most of the time, is compiled as a whole, with CUDA graphs: one launch for all. Any other is
     compiled block by block: one compilation serves all blocks. Without a working compiler says so and returns `model`.
     """
-    try:
-        torch.compile(torch.neg)(torch.zeros(2, device=device))
-    except Exception as error:                                         # each missing part raises an error of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"--compile: no working compiler here, so this run is not compiled ({reason[:200]})")
+    if missing := no_compiler(device):
+        print(f"--compile: no working compiler here, so this run is not compiled ({missing})")
         return model
+    torch._dynamo.reset()                                              # of each function it keeps 8 compilations
     if device.type == "cuda" and fixed_shapes and sum(p.numel() for p in model.parameters()) < 30e6:
         print("compiled as a whole, with CUDA graphs: the first steps are slow")
         return torch.compile(model, mode="reduce-overhead", dynamic=False)

@@ -1,4 +1,4 @@
-"""On a GPU, launching kernels takes most of a small model's time. So the number of operations in a training step counts,
+"""On a GPU, launching kernels takes most of a small model's time. So the number of operations in a step counts,
 and it can be counted on a CPU: those below the autograd level, where each is about one kernel.
 """
 from dataclasses import replace
