@@ -39,8 +39,8 @@ def look(runs, o, out):
 def load_data(options, o, device):
     """The images of a run with these options: of files, those in --data. ValueError for images with questions."""
     if options["data"] == "sort_of_clevr":
-        raise ValueError("look.py draws runs on images without questions; the table of train_vit.py has the accuracy on "
-                         "Sort-of-CLEVR by kind of question")
+        raise ValueError("look.py draws runs on images without questions; the table of train_vit.py has the accuracy "
+                         "on Sort-of-CLEVR by kind of question")
     return images.load(o.data or options["data"], data_dir=o.data_dir, image_size=options["image_size"],
                        val_size=options["val_size"], workers=options["workers"], device=device)
 
