@@ -58,9 +58,9 @@ def load_checkpoint(path):
             checkpoint = plain(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise ValueError(f"no checkpoint at {path}") from None
-    except (OSError, MemoryError):
-        raise
     except Exception as error:               # pickle, zip and torch each raise errors of their own here
+        if isinstance(error, MemoryError) or getattr(error, "filename", None):     # no memory, no permission
+            raise
         text = str(error)                    # of which the advice to switch weights_only off is left out
         reason = (re.search(r"WeightsUnpickler error:\s*(\S.*)", text) or re.search(r"trusted source\.\s*(\S.*)", text)
                   or re.match("(.*)", text))
