@@ -75,8 +75,8 @@ class Blocks(torch.autograd.Function):
     """The two passes below, with q, k, s, q_rel, k_rel, mask, seed, causal, dropout and relative."""
 
     @staticmethod
-    def forward(*inputs):
-        return forward_in_blocks(*inputs)
+    def forward(q, k, s, q_rel, k_rel, mask, seed, causal, dropout, relative):
+        return forward_in_blocks(q, k, s, q_rel, k_rel, mask, seed, causal, dropout, relative)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
