@@ -281,9 +281,10 @@ class Stack(nn.Module):
         cfg, T, start = self.cfg, x.size(1), len(caches[0]) if caches else 0
         if start + T > cfg.max_len:
             raise ValueError(f"{start + T} tokens, but max_len={cfg.max_len}")
-        positions, rope = torch.arange(start, start + T, device=x.device), None    # (T,)
+        same_symbols = cfg.shared_symbols and cfg.symbols != "symbolic"            # in all layers
+        positions, rope, S = torch.arange(start, start + T, device=x.device), None, start + T      # (T,)
         if padding is not None:
-            mask = (torch.arange(start + T, device=x.device) >= padding[:, None])[:, None, None]       # (B, 1, 1, S)
+            mask = (torch.arange(S, device=x.device) >= padding[:, None])[:, None, None]       # (B, 1, 1, S)
             positions, start = (positions - padding[:, None]).clamp(min=0), start - padding            # (B, T), (B,)
         if cfg.position == "rope":
             rope = rope_table(positions, cfg.d_model // cfg.n_heads)
@@ -291,11 +292,12 @@ class Stack(nn.Module):
             x = x + self.positions(positions)
         else:                                                        # scaled as in Vaswani et al., Section 3.4
             x = x * cfg.d_model ** 0.5 + sinusoids(positions, cfg.d_model).type_as(x)
-        x = self.dropout(x)
+        x, symbols = self.dropout(x), None
         for i, module in enumerate(self.blocks):
-            symbols = None
-            if cfg.n_ra:                                             # read off the residual stream, before the norm
+            if cfg.n_ra and (i == 0 or not same_symbols):            # read off the residual stream, before the norm
                 symbols = self.symbols[0 if cfg.shared_symbols else i](x, start)
+                if cfg.symbols == "relative":
+                    symbols = symbols.by_offset(T, S)
             block = partial(module, causal=causal, mask=mask, rope=rope, **cross)
             if cfg.recompute and self.training:                      # keep a block's input only
                 x = checkpoint(block, x, symbols, use_reentrant=False)

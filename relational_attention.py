@@ -23,7 +23,7 @@ from torch import nn
 from attention import (Attention, attend, attention_mask, attention_weights, head_width, merge_heads, split_heads,
                        widen)
 from extras.blocked import attend_in_blocks
-from symbols import PositionRelativeSymbols, project_symbols, sum_symbols
+from symbols import are_relative, project_symbols, sum_symbols
 
 REL_ACTIVATIONS = {"identity": lambda r: r, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
                    "gelu": F.gelu, "gelu_tanh": lambda r: F.gelu(r, approximate="tanh"), "silu": F.silu,
@@ -70,7 +70,7 @@ class RelationalAttention(nn.Module):
     def forward(self, x, symbols, *, causal=False, mask=None, rope=None, cache=None, need_weights=False):
         """x (B, T, d_model) -> (B, T, n_heads * d_h).
 
-        symbols: (B, T, d_model), (T, d_model), or a PositionRelativeSymbols module.
+        symbols: (B, T, d_model), (T, d_model), RelativeSymbols, or a PositionRelativeSymbols module.
         mask, causal: see attention.attention_mask. Padding is (B, S), and where B = S mask[:, None, None].
         rope rotates q and k, never the relations.
         need_weights: also returns alpha (B, H, T, S) and r (B, R, T, S), both as in the equation, before dropout.
@@ -84,7 +84,7 @@ class RelationalAttention(nn.Module):
         s = project_symbols(symbols, self.W_s, self.n_kv_heads, x.size(1), cache)  # s_j W_s in heads: see symbols.py
 
         form = self.literal if need_weights else self.choose_form(q, k)
-        a = form(q, k, q_rel, k_rel, s, causal=causal, mask=mask, relative=isinstance(symbols, PositionRelativeSymbols))
+        a = form(q, k, q_rel, k_rel, s, causal=causal, mask=mask, relative=are_relative(symbols))
         out = self.W_o(merge_heads(a))                                             # (B, T, H d_h)
         if not need_weights:
             return out
@@ -126,7 +126,8 @@ class RelationalAttention(nn.Module):
         if relative and not beyond(512, q, k):
             alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), dropout).type_as(q)   # (B, H, T, S)
             o = sum_symbols(alpha, s, relative)
-            products = q_rel * (alpha.flatten(1, 2) @ k_rel[:, 0]).unflatten(1, alpha.shape[1:3])
+            k_sums = (alpha.flatten(1, 2) @ k_rel.squeeze(1)).unflatten(1, alpha.shape[1:3])   # (B, H, T, R p)
+            products = q_rel.unflatten(-1, (R, p)) * k_sums.unflatten(-1, (R, p))  # first unflattened: one copy less
         else:
             attend_to = partial(attend, causal=causal, mask=mask, dropout=dropout, scale=d_h ** -0.5)
             o = (sum_symbols_in_blocks(q, k, s, causal, mask, dropout) if relative
@@ -134,9 +135,10 @@ class RelationalAttention(nn.Module):
             # Fused kernels take up to 256 features, as many in q and k as in the values: slices, filled up by zeros.
             wide_q, wide_k = (widen(x, max(d_h, min(R * p, 256))) for x in (q, k))
             products = torch.cat([a * attend_to(wide_q, wide_k, b.expand(B, G, S, -1))
-                                  for a, b in zip(q_rel.split(256, -1), k_rel.split(256, -1))], -1)
+                                  for a, b in zip(q_rel.split(256, -1), k_rel.split(256, -1))], -1
+                                 ).unflatten(-1, (R, p))                           # (B, H, T, R, p)
         # with a dtype given, autocast does not return float32, which would be cast back for the product with W_r
-        m = products.unflatten(-1, (R, p)).sum(-1, dtype=o.dtype)                  # (B, H, T, R): sum_j alpha_ij r_ij
+        m = products.sum(-1, dtype=o.dtype)                                        # (B, H, T, R): sum_j alpha_ij r_ij
         return m @ self.W_r + o
 
     def blocked(self, q, k, q_rel, k_rel, s, *, causal, mask, relative):
@@ -172,7 +174,7 @@ class RelationalCrossAttention(Attention):
             k = cache.append("k_attn", k)
         s = project_symbols(symbols, self.W_v, self.n_kv_heads, x.size(1), cache)  # s_j W_s in heads: see symbols.py
         dropout = self.dropout if self.training else 0.0
-        if not isinstance(symbols, PositionRelativeSymbols):
+        if not are_relative(symbols):
             a = attend(q, k, s.expand(k.shape), causal=causal, mask=mask, dropout=dropout)
         elif beyond(512, q, k):                                                    # these depend on i, too
             a = sum_symbols_in_blocks(q, k, s, causal, mask, dropout)

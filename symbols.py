@@ -11,10 +11,12 @@ Each is called as module(x, start) on x (B, T, d_model), whose first token has p
 returns what relational attention takes as `symbols`. S_lib starts as N(0, 1), of relative symbols Xavier-uniform, as
 in the authors' code. (The positional symbols of their language models start with a standard deviation of 0.02.)
 """
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
-from attention import attend, merge_heads, repeat_heads, split_heads
+from attention import as_in_autocast, attend, merge_heads, repeat_heads, split_heads
 
 
 class PositionalSymbols(nn.Module):
@@ -40,7 +42,8 @@ class PositionRelativeSymbols(nn.Module):
     """s_{j-i} = S_lib[j - i]: one learned vector for each offset; offsets beyond max_distance share the last one.
 
     Such a symbol belongs to a *pair* of tokens, so there is no tensor (T, d_model) to return: the module itself is
-    passed to relational attention. There `project_symbols` calls `table`, and `sum_symbols` calls `sum_by_pair`.
+    passed to relational attention. There `project_symbols` calls `by_offset`, and `sum_symbols` calls `sum_by_pair`.
+    A Stack calls `by_offset` itself, once for all layers.
     """
 
     def __init__(self, d_model, max_distance):
@@ -58,6 +61,15 @@ class PositionRelativeSymbols(nn.Module):
         end = max(D + T, D + 1 - S)                                    # no rows if T = S = 0
         row = torch.arange(D + 1 - S, end, device=self.library.device).clamp(0, 2 * D)             # D + o
         return self.library.index_select(0, row)
+
+    def by_offset(self, T, S):
+        """The table, cast once for all projections of it."""
+        return RelativeSymbols(as_in_autocast(self.table(T, S)))
+
+
+class RelativeSymbols(NamedTuple):
+    """s_{j-i} for the last T of S positions, in the order of `PositionRelativeSymbols.table`."""
+    table: torch.Tensor                                                # (T + S - 1, d_model)
 
 
 def sum_by_pair(alpha, s):
@@ -113,11 +125,12 @@ def make_symbols(cfg):
 def project_symbols(symbols, W_s, n_heads, T, cache=None):
     """s_j W_s in heads: (B or 1, n_heads, S, d_h) by sender, or for relative symbols (1, n_heads, T + S - 1, d_h).
 
-    symbols: (B, T, d_model), (T, d_model), or PositionRelativeSymbols. A cache already has these T tokens' keys.
+    symbols: (B, T, d_model), (T, d_model), or relative ones. A cache already has these T tokens' keys.
     """
-    if isinstance(symbols, PositionRelativeSymbols):                   # by offset: nothing to cache
-        S = T if cache is None else len(cache)
-        return split_heads(W_s(symbols.table(T, S))[None], n_heads)
+    if isinstance(symbols, PositionRelativeSymbols):
+        symbols = symbols.by_offset(T, T if cache is None else len(cache))
+    if isinstance(symbols, RelativeSymbols):                           # nothing to cache
+        return split_heads(W_s(symbols.table)[None], n_heads)
     if symbols is None or symbols.dim() not in (2, 3):
         raise ValueError("relational heads need symbols, (B, T, d_model), (T, d_model) or PositionRelativeSymbols, not "
                          f"{None if symbols is None else tuple(symbols.shape)}")
@@ -131,3 +144,8 @@ def sum_symbols(alpha, s, relative):
     """sum_j alpha_ij s_j W_s: alpha (B, H, T, S), s as `project_symbols` returns it -> (B, H, T, d_h)."""
     s = repeat_heads(s, alpha.size(1))
     return sum_by_pair(alpha, s.squeeze(0)) if relative else alpha @ s
+
+
+def are_relative(symbols):
+    """Does a symbol belong to a pair of tokens?"""
+    return isinstance(symbols, (PositionRelativeSymbols, RelativeSymbols))

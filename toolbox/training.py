@@ -159,21 +159,24 @@ def no_compiler(device):
     try:
         torch.compile(torch.neg)(torch.zeros(2, device=device))
     except Exception as error:                                         # each missing part raises an error of its own
-        return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        first, *others = str(error).strip().splitlines() or [type(error).__name__]
+        return " ".join([first, *others[:1]] if first.rstrip().endswith(":") else [first])[:200]
 
 
 def compiled(model, device, fixed_shapes):
     """The model that training calls under --compile; in evaluation nothing is compiled.
 
     fixed_shapes: batches have one or two shapes, and each step has one forward pass. Then a small model on a GPU, where
-    launching kernels takes most of the time, is compiled as a whole, with CUDA graphs: one launch for all. Any other is
-    compiled block by block: one compilation serves all blocks. Without a working compiler says so and returns `model`.
+    launching kernels takes most of the time, is compiled as a whole, with CUDA graphs: one launch for all. Not beyond
+    512 tokens, where query blocks seed their dropout, which a CUDA graph cannot do. Any other is compiled block by
+    block: one compilation serves all blocks. Without a working compiler says so and returns `model`.
     """
     if missing := no_compiler(device):
         print(f"--compile: no working compiler here, so this run is not compiled ({missing})")
         return model
     torch._dynamo.reset()                                              # of each function it keeps 8 compilations
-    if device.type == "cuda" and fixed_shapes and sum(p.numel() for p in model.parameters()) < 30e6:
+    small = sum(p.numel() for p in model.parameters()) < 30e6 and model.cfg.max_len <= 512
+    if device.type == "cuda" and fixed_shapes and small:
         print("compiled as a whole, with CUDA graphs: the first steps are slow")
         return torch.compile(model, mode="reduce-overhead", dynamic=False)
     blocks = [block for name, m in model.named_modules() if name.split(".")[-1] == "blocks" for block in m]

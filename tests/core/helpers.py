@@ -7,7 +7,7 @@ from torch import nn
 
 from model import LanguageModel, TransformerConfig
 from relational_attention import RelationalAttention
-from symbols import PositionalSymbols, PositionRelativeSymbols, SymbolicAttention
+from symbols import PositionalSymbols, PositionRelativeSymbols, RelativeSymbols, SymbolicAttention
 
 SYMBOLS, POSITIONS = ["symbolic", "relative", "positional"], ["rope", "learned", "sinusoidal"]
 FORMS = ["literal", "fast", "blocked"]
@@ -53,7 +53,9 @@ def symbols_of(kind, d_model, max_len):
 
 
 def symbol(symbols, b, i, j):
-    """The symbol of sender j for receiver i in sequence b, from any of the three kinds of `symbols`."""
+    """The symbol of sender j for receiver i in sequence b, from any of the kinds of `symbols`."""
+    if isinstance(symbols, RelativeSymbols):                           # by offset, of as many receivers as senders
+        return symbols.table[len(symbols.table) // 2 + j - i]
     if isinstance(symbols, PositionRelativeSymbols):
         nearest = max(-symbols.max_distance, min(j - i, symbols.max_distance))
         return symbols.library[nearest + symbols.max_distance]

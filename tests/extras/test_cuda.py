@@ -65,7 +65,7 @@ def test_the_backward_pass_draws_the_same_dropout_mask(monkeypatch):
 
 
 CONFIGS = {**{name: train_lm.Config(**preset, vocab_size=256) for name, preset in train_lm.PRESETS.items()},
-           **{name: train_vit.Config(**{k: v[-1] if type(v) is tuple else v for k, v in preset.items()}      # of a sweep
+           **{name: train_vit.Config(**{k: v[-1] if type(v) is tuple else v for k, v in preset.items()}
                                      | {"data": "FOLDER"}) for name, preset in train_vit.PRESETS.items()},
            "relgames": train_relgames.Config(), "seq2seq": train_seq2seq.Config(),
            "lm": train_lm.Config(vocab_size=256),
@@ -81,9 +81,12 @@ def test_all_heads_of_the_presets_take_fused_kernels(name):
     attention, n = DualAttention(cfg).to(GPU), TOKENS.get(name, cfg.max_len)
     symbols = make_symbols(replace(cfg, max_len=n)).to(GPU)
     x = torch.randn(2, n, cfg.d_model, device=GPU, requires_grad=True)
+    options = dict(causal=name in train_lm.PRESETS or name == "lm")
+    if name == "seq2seq":                                              # questions are padded
+        options["mask"] = torch.arange(n, device=GPU) < torch.tensor([[n], [n - 9]], device=GPU)
     fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
     with sdpa_kernel(fused), torch.autocast(GPU, torch.bfloat16):
-        attention(x, symbols(x), causal=name in train_lm.PRESETS or name == "lm").float().sum().backward()
+        attention(x, symbols(x), **options).float().sum().backward()
     assert x.grad.isfinite().all()
 
 

@@ -159,14 +159,17 @@ def small_model():
     return LanguageModel(TransformerConfig(vocab_size=11, d_model=16, n_layers=3, n_heads=2, n_ra=1, max_len=8))
 
 
-def test_without_a_compiler_one_line_says_so_and_the_model_stays_as_it_is(monkeypatch, capsys):
+@pytest.mark.parametrize("message, said_of_it", [
+    ("Failed to find C compiler.\nPlease specify ...", "Failed to find C compiler."),
+    ("\nbackend='inductor' raised:\nno g++\n\nmore", "backend='inductor' raised: no g++"), ("", "RuntimeError")])
+def test_without_a_compiler_one_line_says_so_and_the_model_stays_as_it_is(message, said_of_it, monkeypatch, capsys):
     def fail(*_, **__):
-        raise RuntimeError("Failed to find C compiler.\nPlease specify ...")
+        raise RuntimeError(message)
     monkeypatch.setattr(torch, "compile", fail)
     model = small_model()
     assert training.compiled(model, torch.device("cpu"), True) is model
     said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "not compiled (Failed to find C compiler.)" in said
+    assert said.count("\n") == 1 and f"not compiled ({said_of_it})" in said
     assert model(torch.zeros(1, 8, dtype=torch.int64))[0].isfinite().all()             # no block waits for a compiler
 
 
@@ -179,6 +182,17 @@ def test_each_block_is_compiled_and_checkpoints_keep_their_names(compiler, capsy
     torch.testing.assert_close(forward(idx)[0], expected)
     assert "3 blocks compiled" in capsys.readouterr().out and list(forward.state_dict()) == names
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1 + 1             # one for all blocks; the attempt
+
+
+@pytest.mark.parametrize("max_len, fixed_shapes, how", [(512, True, "as a whole"), (513, True, "2 blocks"),
+                                                        (512, False, "2 blocks")])
+def test_on_a_gpu_small_models_of_short_sequences_are_compiled_as_a_whole(max_len, fixed_shapes, how, monkeypatch,
+                                                                          capsys):
+    """Only decides: nothing is compiled. Above 512 tokens query blocks would seed their dropout within a CUDA graph."""
+    monkeypatch.setattr(training, "no_compiler", lambda device: None)
+    model = LanguageModel(TransformerConfig(vocab_size=5, d_model=8, n_layers=2, n_heads=2, n_ra=1, max_len=max_len))
+    training.compiled(model, torch.device("cuda"), fixed_shapes)
+    assert how in capsys.readouterr().out
 
 
 def test_a_compiled_run_has_the_losses_of_an_uncompiled_one(tiny, tmp_path, compiler):
