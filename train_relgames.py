@@ -158,7 +158,8 @@ PRESETS = {"wide": dict(d_model=144, d_ff=288, n_ra=0)}               # v3 of th
 
 def ablation(cfg):
     """-> [(factor, variant, Config)] of FACTORS, all else as in cfg. Raises ValueError if cfg sets a factor itself."""
-    changes = [(factor, variant, change) for factor, variants in FACTORS.items() for variant, change in variants.items()]
+    changes = [(factor, variant, change) for factor, variants in FACTORS.items()
+               for variant, change in variants.items()]
     for name in dict.fromkeys(["baseline", "match_params", *(name for *_, change in changes for name in change)]):
         if getattr(cfg, name) != getattr(Config, name):
             raise ValueError(f"--{name}={getattr(cfg, name)}: --ablate sets it itself")

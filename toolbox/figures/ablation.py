@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 
+from toolbox.files import write_csv, write_text
 from toolbox.figures import drawing
 from toolbox.figures.runs import final, read_csv
-from toolbox.files import write_csv, write_text
-from toolbox.stats import FEWEST, half_interval, mean_text, paired_difference
+from toolbox.stats import mean_text, paired_difference
 
 COLUMNS = ("factor", "variant", "task", "train_size", "seed", "accuracy", "hexos", "stripes", "n_parameters", "steps",
            "seconds", "train_loss", "dtype", "code")
@@ -53,8 +53,8 @@ def draw(found):
         for y, tasks in enumerate(variants.values()):
             for i, key in enumerate(keys):
                 if key in tasks:
-                    draw_row(ax, y + 0.3 * (i - (len(keys) - 1) / 2), list(accuracies(tasks[key]).values()),
-                             drawing.COLORS[i], f"{key[0].replace('_', ' ')}, {key[1]:,} images")
+                    drawing.draw_interval(ax, y + 0.3 * (i - (len(keys) - 1) / 2), [*accuracies(tasks[key]).values()],
+                                          drawing.COLORS[i], f"{key[0].replace('_', ' ')}, {key[1]:,} images")
         ax.set(title=factor, ylim=(len(variants) - 0.5, -0.5))
         ax.set_yticks(range(len(variants)), list(variants))
         ax.grid(axis="y", alpha=0)
@@ -62,12 +62,6 @@ def draw(found):
         ax.set_xlabel("test accuracy")
     drawing.legend_below(fig)
     return fig
-
-
-def draw_row(ax, y, values, color, label):
-    ax.plot(values, [y] * len(values), ".", ms=4, color=color, alpha=0.4)
-    half = half_interval(values) if len(values) >= FEWEST else np.nan
-    ax.errorbar([np.mean(values)], [y], xerr=[half], fmt="o", ms=4, color=color, capsize=3, label=label)
 
 
 def table(found):
