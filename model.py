@@ -50,7 +50,7 @@ class TransformerConfig:
     tie_embeddings: bool = True             # token embedding = output layer
     recompute: bool = False                 # activation checkpointing of blocks: less memory, a third more work
     # relational heads
-    symbols: Literal["symbolic", "relative", "positional"] = "symbolic"  # who is the sender? see symbols.py
+    symbols: Literal["symbolic", "relative", "positional", "none"] = "symbolic"   # who is the sender? see symbols.py
     n_symbols: int = 512                    # symbolic: size of the library
     symbol_heads: int = 4                   # symbolic: heads of the retrieval
     trainable_symbols: bool = True          # symbolic: False freezes the library at its random start

@@ -1,11 +1,13 @@
 """Symbols: who is the sender?
 
 Relational attention tells the receiver *how* it relates to others; without a name attached it could not tell *to whom*.
-A symbol identifies the sender without passing on its features (Section 2.3). Three kinds of symbols, one class each:
+A symbol identifies the sender without passing on its features (Section 2.3). Three kinds of symbols, one class each,
+and a control without:
 
     PositionalSymbols         s_j depends on the position j of the sender
     PositionRelativeSymbols   s_{j-i} depends on the position of the sender j relative to the receiver i
     SymbolicAttention         s_j depends on what kind of object the sender is: a learned, soft classification (Eq. 4)
+    NoSymbols                 s_j = 0: relations without a sender
 
 Each is called as module(x, start) on x (B, T, d_model), whose first token has position `start` in its sequence, and
 returns what relational attention takes as `symbols`. S_lib starts as N(0, 1), of relative symbols Xavier-uniform, as
@@ -110,6 +112,14 @@ class SymbolicAttention(nn.Module):
         return merge_heads(s).view_as(x)
 
 
+class NoSymbols(nn.Module):
+    """s_j = 0, so that a_i = sum_j alpha_ij r_ij W_r: what do symbols add? (W_s is there, and its gradient is 0.)"""
+
+    def forward(self, x, start=0):
+        """-> symbols (T, d_model)."""
+        return x.new_zeros(x.shape[1:])
+
+
 def make_symbols(cfg):
     """The module that the configuration (model.TransformerConfig) names."""
     if cfg.symbols == "symbolic":
@@ -119,6 +129,8 @@ def make_symbols(cfg):
         return PositionRelativeSymbols(cfg.d_model, cfg.max_distance or cfg.max_len)
     if cfg.symbols == "positional":
         return PositionalSymbols(cfg.d_model, cfg.max_len)
+    if cfg.symbols == "none":
+        return NoSymbols()
     raise ValueError(f"symbols={cfg.symbols!r}: make_symbols in symbols.py does not know it")
 
 

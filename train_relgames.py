@@ -3,8 +3,8 @@
     python train_relgames.py                                    occurs, 500 and 1000 images: 3 minutes, two cores
     python train_relgames.py --task=match_pattern --seed=1,2    another task, at its default sizes
     python train_relgames.py --sweep --paper                    the whole figure, the published curves behind ours
-    python train_relgames.py --symmetric=True,False             Figure 6
-    python train_relgames.py --symmetric=False --ra_type=ra,rca             Figure 12
+    python train_relgames.py --ablate                           one part of the model at a time, on two tasks
+    python train_relgames.py --symmetric=True,False             Figure 6 by itself
     python train_relgames.py --task=between --data=mini --test_size=1000    original images instead of drawn ones
 
 The model looks at a board of 3 x 3 objects and says whether a relation holds between them. One run is one task, one
@@ -52,6 +52,7 @@ class Config(training.TrainingOptions, TransformerConfig):
     # running
     resume: bool = False                    # without effect: a run has no checkpoint; what is finished is always reused
     sweep: bool = False                     # all five tasks, all training sizes of the paper, five seeds
+    ablate: bool = False                    # the models of FACTORS in train_relgames.py, on two tasks, five seeds
     workers: int | None = None              # trainings at a time; default: one for each CPU core, 4 on a GPU
     keep_weights: bool = True               # keep each finished model, 2 MB, for look.py; default with --sweep: False
 
@@ -63,6 +64,8 @@ class Config(training.TrainingOptions, TransformerConfig):
         if self.alternative and (self.task not in ("xoccurs", "match_pattern") or self.data != "generated"):
             raise ValueError(f"task={self.task}, data={self.data}: only the drawn xoccurs and match_pattern have an "
                              f"alternative sampling")
+        if self.ablate and self.sweep:
+            raise ValueError("--ablate and --sweep: give one of them")
         for name in ("vocab_size", "max_len", "tie_embeddings"):
             if getattr(self, name) != getattr(TransformerConfig, name):
                 raise ValueError(f"--{name}: it means nothing for images")
@@ -134,21 +137,61 @@ def evaluate(model, images, labels, device, dtype):
 EASY, HARD = tuple(range(250, 2501, 250)), tuple(range(5000, 25001, 2500))             # the published training sizes
 SIZES = {"occurs": (500, 1000), "same": (250, 500, 1000), "between": (500, 1000), "xoccurs": (1000, 2500),
          "match_pattern": (25000,)}                                   # without --sweep
+ABLATION_SIZES = {"xoccurs": 2500, "match_pattern": 20000}             # the DAT neither guesses nor is at its best
+
+# One part of the model at a time, from the DAT 0+2 of Figure 2: {factor: {variant: what it changes}}. Each factor's
+# first variant is what the others are compared with.
+FACTORS = {
+    "relations r (Figure 6)": {"symmetric": {}, "asymmetric": dict(symmetric=False)},
+    # RCA is relational attention with W_r = 0; without symbols W_s = 0
+    "relations or none (Figure 12)": {"asymmetric r": dict(symmetric=False), "no r: RCA": dict(ra_type="rca")},
+    "symbols s": {"positional": {}, "relative": dict(symbols="relative"), "symbolic": dict(symbols="symbolic"),
+                  "none": dict(symbols="none")},
+    "W_q, W_k of a layer with 1+1 heads": {"one for each head": dict(n_ra=1),
+                                           "one for both": dict(n_ra=1, share_qk=True)},
+    "layers": {"two": {}, "one": dict(n_layers=1)},
+    "Transformer": {"DAT 0+2": {}, "Transformer 2+0": dict(n_ra=0), "as many parameters": dict(n_ra=0, d_ff=301),
+                    "more seconds: 100 epochs": dict(n_ra=0, epochs=100)},
+}
 PRESETS = {"wide": dict(d_model=144, d_ff=288, n_ra=0)}               # v3 of the paper: a larger Transformer
+
+
+def ablation(cfg):
+    """-> [(factor, variant, Config)] of FACTORS, all else as in cfg. Raises ValueError if cfg sets a factor itself."""
+    changes = [(factor, variant, change) for factor, variants in FACTORS.items()
+               for variant, change in variants.items()]
+    for name in dict.fromkeys(["baseline", "match_params", *(name for *_, change in changes for name in change)]):
+        if getattr(cfg, name) != getattr(Config, name):
+            raise ValueError(f"--{name}={getattr(cfg, name)}: --ablate sets it itself")
+    size = cfg.train_size or ABLATION_SIZES.get(cfg.task, SIZES.get(cfg.task, EASY)[-1])
+    return [(factor, variant, training.simplified(cfg, **{"train_size": size, **change}))
+            for factor, variant, change in changes]
+
+
+def given_configs(argv):
+    """The command line -> Configs, for each combination of what it names and of what is not named but varies."""
+    grid, first = {"n_ra": (2, 1), "seed": (1, 2, 3)}, parse_options(Config, PRESETS, argv)[0]
+    if first.sweep:
+        grid = {"n_ra": (2, 1), "seed": (1, 2, 3, 4, 5), "task": games.TASKS, "keep_weights": (False,)}
+    if first.ablate:
+        grid = {"seed": (1, 2, 3, 4, 5), "task": tuple(ABLATION_SIZES), "keep_weights": (False,)}
+    return parse_options(Config, PRESETS, argv, grid)
 
 
 def configs_of(argv):
     """The command line -> one Config for each run. Raises ValueError for a list of an option that takes one value."""
-    grid = {"n_ra": (2, 1), "seed": (1, 2, 3)}                        # what is not named on the command line
-    if parse_options(Config, PRESETS, argv)[0].sweep:
-        grid = {"n_ra": (2, 1), "seed": (1, 2, 3, 4, 5), "task": games.TASKS,
-                "keep_weights": (False,)}
     configs = []
-    for cfg in parse_options(Config, PRESETS, argv, grid):
+    for cfg in given_configs(argv):
+        if cfg.ablate:
+            for *_, run in ablation(cfg):
+                configs += [run] if run not in configs else []
+            continue
         sizes = (HARD if cfg.task == "match_pattern" else EASY) if cfg.sweep else SIZES.get(cfg.task, EASY[-1:])
         configs += [replace(cfg, train_size=size) for size in ([cfg.train_size] if cfg.train_size else sizes)]
     agreed(configs, (*(name for name in NOT_COMPARED if hasattr(configs[0], name)), "sprites", "dtype"))
-    return sorted(training.with_baselines(configs, make_model), key=lambda cfg: cfg.seed)
+    if not configs[0].ablate:
+        configs = training.with_baselines(configs, make_model)
+    return sorted(configs, key=lambda cfg: cfg.seed)
 
 
 @unfailing_output()
@@ -179,8 +222,12 @@ def main(argv=None):
             failed += [run.folder.name] if accuracy is None else []
             text = "failed" if accuracy is None else "  ".join(f"{name} {a:.3f}" for name, a in accuracy.items())
             tqdm.write(f"{i}/{len(new)}  {run.folder.name}:  {text}")
+        if first.ablate:
+            folders = {repr(cfg): run.folder for cfg, run in zip(configs, runs)}
+            figures.report_ablation([(factor, variant, folders[repr(run)]) for cfg in given_configs(argv)
+                                     for factor, variant, run in ablation(cfg)], first.out_dir)
         # a sweep may come in pieces: draw everything in the folder
-        if folders := run_folders(Path(first.out_dir)):
+        elif folders := run_folders(Path(first.out_dir)):
             figures.report(folders, first.out_dir, first.paper)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

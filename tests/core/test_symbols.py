@@ -5,8 +5,9 @@ from helpers import SMALL
 
 from attention import Cache
 from model import TransformerConfig
-from symbols import (PositionalSymbols, PositionRelativeSymbols, SymbolicAttention, make_symbols, project_symbols,
-                     sum_by_pair)
+from relational_attention import RelationalAttention
+from symbols import (NoSymbols, PositionalSymbols, PositionRelativeSymbols, SymbolicAttention, make_symbols,
+                     project_symbols, sum_by_pair)
 
 D = 8
 
@@ -92,3 +93,11 @@ def test_symbols_are_projected_once_for_each_key_value_head_and_kept_in_a_cache(
     for wrong in (s[:, :1], s[0, :4]):
         with pytest.raises(ValueError, match=f"{wrong.size(-2)} symbols for 5 tokens"):
             project_symbols(wrong, W_s, 2, T=5)
+
+
+def test_without_symbols_the_message_is_the_relations_alone():
+    """a_i = sum_j alpha_ij r_ij W_r: the same as with W_s = 0, whatever the symbols are."""
+    m, x = RelationalAttention(D, 2).double(), torch.randn(2, 5, D, dtype=torch.float64)
+    without = m(x, NoSymbols()(x))
+    torch.nn.init.zeros_(m.W_s.weight)
+    torch.testing.assert_close(without, m(x, torch.randn(5, D, dtype=torch.float64)), rtol=0, atol=1e-12)

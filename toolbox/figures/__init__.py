@@ -4,7 +4,7 @@ What is drawn depends on what the runs are: mathematics and Relational Games hav
 """
 from pathlib import Path
 
-from toolbox.figures import curves, drawing, mathematics, relational_games
+from toolbox.figures import ablation, curves, drawing, mathematics, relational_games
 from toolbox.figures.runs import load_run, read_csv
 
 
@@ -40,9 +40,18 @@ def redraw(paths, out_dir, paper=False):
 
 def kind_of(names):
     """The module that draws runs which have options of these names."""
+    if "factor" in names:
+        return ablation
     if "module" in names:
         return mathematics
     return relational_games if {"task", "train_size"} <= set(names) else curves
+
+
+def report_ablation(factors, out_dir):
+    """Of the finished runs among [(factor, variant, folder)] the table and the figure of an ablation."""
+    runs = [(factor, variant, load_run(folder)) for factor, variant, folder in factors if (folder / "log.csv").exists()]
+    rows = [ablation.row(*one) for one in runs if one[-1]["finished"]]
+    show(lambda rows, out_dir, _: ablation.report(rows, out_dir), rows, out_dir, None)
 
 
 def show(write, what, out_dir, paper):
