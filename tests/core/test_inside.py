@@ -5,7 +5,7 @@ from helpers import SMALL, SYMBOLS, VARIANTS, language_model, randomise, symbol
 
 from model import Seq2SeqTransformer, TransformerConfig, VisionTransformer
 from toolbox import inside
-from toolbox.inside import derangement, layers_of, message_parts, watch, watch_symbols, without, without_all
+from toolbox.inside import derangement, layers_of, message_parts, watch, watch_symbols, without
 from toolbox.inside.statistics import (auc, auc_within_places, effective_number, joint_with, probe,
                                        share_told_and_null, top_one)
 
@@ -177,7 +177,7 @@ def test_a_knock_out_changes_the_output_and_restores_it_bit_for_bit(what, symbol
         if layer.group == "sensory" and what != "heads":
             continue
         for index in (None, 1) if what != "symbols" else (None,):
-            with pytest.raises(KeyboardInterrupt), without(layer, what, index):
+            with pytest.raises(KeyboardInterrupt), without([layer], what, index):
                 assert not torch.allclose(run(model), before, atol=1e-6)
                 raise KeyboardInterrupt
             assert torch.equal(run(model), before)
@@ -190,7 +190,7 @@ def test_without_its_relations_or_symbols_only_the_other_part_of_the_message_arr
         run(model)
         relations, symbols = message_parts(layers[-1])
         for what in ("relations", "symbols"):
-            with without(layers[-1], what):
+            with without(layers[-1:], what):
                 run(model)
                 without_it = message_parts(layers[-1])
             if what == "relations":
@@ -208,7 +208,7 @@ def test_a_relation_whose_row_of_W_r_is_zero_already_changes_nothing():
         layer.module.W_r[:, 1] = 0
     before = run(model)
     for how in ("zero", "resample"):
-        with without(layer, "relations", 1, how):
+        with without([layer], "relations", 1, how):
             assert torch.allclose(run(model), before, atol=1e-10)
 
 
@@ -218,11 +218,11 @@ def test_a_resampled_relation_is_that_of_another_sequence_and_the_others_stay(sy
     with watch(model, 1) as layers:
         run(model)
         before = layers[-1].r
-        with without(layers[-1], "relations", 1, "resample", seed=5):
+        with without(layers[-1:], "relations", 1, "resample", seed=5):
             run(model)
         order = derangement(len(IDX), 5)
         assert torch.equal(layers[-1].r[:, 1], before[order, 1]) and torch.equal(layers[-1].r[:, 0], before[:, 0])
-        with without_all(layers[-1:], "relations", "resample", seed=5):
+        with without(layers[-1:], "relations", how="resample", seed=5):
             run(model)
         assert torch.equal(layers[-1].r, before[order])
 
