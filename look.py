@@ -10,6 +10,7 @@
 What is drawn goes to the folder `look` of the (first) run. Rows are receivers i, columns senders j, everywhere.
 """
 import json
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, Callable, Literal
 import torch
 
 from data.text.tokenizers import load_tokenizer
-from extras.pretrained import WEIGHTS, load_pretrained
+from extras.pretrained import WEIGHTS, is_published, load_pretrained
 from model import LanguageModel, Seq2SeqTransformer, VisionTransformer, model_config
 from toolbox.checkpoints import load_checkpoint, load_weights
 from toolbox.figures import drawing
@@ -94,13 +95,9 @@ def find(text):
     """--from -> paths of runs and checkpoints, or one published model. Raises ValueError if there is no such thing."""
     found = []
     for path in [Path(text)] if Path(text).exists() else map(Path, text.split(",")):
-        is_name = len(path.parts) == 2 and not path.parent.exists() and path.parts[0] != "out"
-        if path.is_file() or (path / "config.json").exists() or is_name:
+        if path.is_file() or (path / "config.json").exists():
             found.append(path)
-        elif not path.is_dir():
-            raise ValueError(f"no run or checkpoint at {path}: train one (python train_relgames.py), or give a "
-                             f"published model, as --from=awni00/DAT-sa8-ra8-ns1024-sh8-nkvh4-343M")
-        else:
+        elif path.is_dir():
             records = {folder: json.loads((folder / "config.json").read_text(encoding="utf-8"))
                        for folder in run_folders(path)}
             sizes = {folder: record["options"].get("train_size", 0) for folder, record in records.items()
@@ -108,13 +105,19 @@ def find(text):
             if not sizes:
                 raise ValueError(f"{path} has no finished runs and no weights: train one, or give the folder of a run")
             found += [folder for folder, size in sizes.items() if size == max(sizes.values())]
+        elif is_published(path) and path.parts[0] != "out" and re.fullmatch(r"[\w-]+/[\w.-]+", path.as_posix()):
+            print(f"no folder {path}: taken as the name of a model on Hugging Face", flush=True)
+            found.append(path)
+        else:
+            raise ValueError(f"no run or checkpoint at {path}: train one (python train_relgames.py), or give a "
+                             f"published model, as --from=awni00/DAT-sa8-ra8-ns1024-sh8-nkvh4-343M")
     return found
 
 
 def load(path, o, device):
     """-> Looked. Raises ValueError or OSError, in one line, for what is missing, damaged or of another version."""
     if (path / WEIGHTS).is_file() or not path.exists():
-        model = load_pretrained(str(path), o.data_dir).to(device)
+        model = load_pretrained(path.as_posix(), o.data_dir).to(device)
         options = dict(vars(model.cfg), seed=0, data="torch")
         untrained = partial(fresh, language, options, None, device)
         return Looked(path.name, language, options, {"tokenizer": "gpt2"}, model, untrained, device,
@@ -145,21 +148,33 @@ def fresh(kind, options, data, device):
     return make_model(kind, options, data).to(device).eval()
 
 
+def refuse_what_has_no_effect(o, run):
+    """Raises ValueError for an option that means nothing for runs of this kind."""
+    if (o.prompt != "auto" or o.prompt_file) and run.kind in (relational_games, vision):
+        instead = "choose a patch, as --patch=5" if run.kind is vision else "Relational Games shows test images"
+        raise ValueError(f"a prompt is for language and mathematics: leave it out; {instead}")
+    if o.patch is not None and run.kind is not vision:
+        raise ValueError(f"patch={o.patch}: patches are chosen in runs of train_vit.py, this is none: leave it out")
+    if o.data and run.options["data"] == "generated":
+        raise ValueError(f"data={o.data}: this run's data are generated, not read from files: leave it out")
+
+
 def main(argv=None):
     with one_line_errors():
         o = agreed(parse_options(Options, argv=argv), ("n", "layer", "knock_out", "patch", "seed"))
-        device, _, why = choose_device(o.device, "float32")
+        device, _, _ = choose_device(o.device, "float32")
         paths = find(o.from_)
         runs = [load(path, o, device) for path in paths]
         if len({run.kind for run in runs}) > 1:
             raise ValueError("these runs are of different kinds: give those of one kind")
         for run in runs:
+            refuse_what_has_no_effect(o, run)
             run.model.eval()
             layers_of(run.model, o.layer)                              # is there such a layer?
         folder = paths[0].parent if paths[0].is_file() or len(paths) > 1 else paths[0]
         out = Path(o.out or (Path("out") / paths[0].name if not paths[0].exists() else folder) / "look")
         out.mkdir(parents=True, exist_ok=True)
-        print(f"{len(runs)} model{'s' * (len(runs) > 1)}: {', '.join(run.name for run in runs)}; {why}")
+        print(f"{len(runs)} model{'s' * (len(runs) > 1)}: {', '.join(run.name for run in runs)}; device: {device}")
         with drawing.house_style():
             text, files = runs[0].kind.look(runs, o, out)
     (out / "table.md").write_text(text + "\n", encoding="utf-8")

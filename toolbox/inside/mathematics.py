@@ -1,13 +1,18 @@
 """Mathematics: what is lost without relations, symbols and single heads; the size of a symbol by its offset."""
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
 from data import mathematics
 from toolbox.figures import inside as figures
-from toolbox.inside import layers_of, watch, without, without_all
-from toolbox.inside.tables import losses_table, rise_text, table
+from toolbox.files import read_text
+from toolbox.inside import layers_of, watch, without
+from toolbox.inside.knock_outs import knocked_out, losses_table, rise_text, ways
+from toolbox.inside.tables import say_if_fewer, table
 
 PROBLEMS = 300                              # held out, of each level, for the numbers, unless --n says otherwise
+MOST = 10000                                # more are not generated: they would take hours
 
 
 def look(runs, o, out):
@@ -15,8 +20,8 @@ def look(runs, o, out):
     texts, files, rows, sizes = [], [], [], {}
     for run in runs:
         problems, source = held_out(run, o)
-        new, heads = knocked_out(run, o, problems), head_rows(run, o, problems)
-        rows += new
+        new = knocked_out(run, o, by_block(run.model), partial(losses, run, problems))
+        rows, heads = rows + new, head_rows(run, o, problems)
         texts += [f"{run.name}: {len(problems[0])} {source}", losses_table(new, "nats per character", "problems"),
                   f"without one head (its columns of W_o are zero) the loss rises by:\n\n{heads}"]
         if not run.options["n_ra"]:
@@ -41,6 +46,8 @@ def held_out(run, o):
     one, n = run.options, o.n or PROBLEMS
     levels = mathematics.LEVELS if one["level"] == "all" else (one["level"],)
     if one["data"] == "generated":
+        n = min(n, MOST)
+        say_if_fewer(o, n, "problems of each level that are generated")
         pairs = [pair for level in levels for pair in mathematics.generate(one["module"], level, n, 0, "val")]
         problems = mathematics.tokens(pairs)
     elif not o.data:
@@ -56,34 +63,13 @@ def held_out(run, o):
 def losses(run, problems):
     """For each problem n its nats, scaled so that the mean over problems is nats per character: (N,)."""
     nats, characters = [], []
-    for rows in torch.arange(len(problems[0])).chunk(-(-len(problems[0]) // 128)):
+    for rows in torch.arange(len(problems[0])).tensor_split(-(-len(problems[0]) // 128)):
         questions, inputs, targets = (t.to(run.device) for t in mathematics.batch(problems, rows))
         logits = run.model(questions, inputs)[0]
         each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=0, reduction="none")
         nats.append(each.view_as(targets).sum(1))
         characters.append((targets != 0).sum(1))
     return (torch.cat(nats).double() / torch.cat(characters).double().mean()).cpu()
-
-
-def knocked_out(run, o, problems):
-    """Rows: by how much the loss of each problem rises without the relations, symbols or sensory heads of a layer."""
-    intact, rows = losses(run, problems), []
-    for name, layers in by_block(run.model).items():
-        for what in ("relations", "symbols"):
-            parts = [one for one in layers if one.group == "relational" and (what != "relations" or one.n_relations)]
-            for how in ("zero", "resample"):
-                fixed = what == "symbols" and run.options["symbols"] != "symbolic"
-                if parts and o.knock_out in (how, "both") and not (how == "resample" and fixed):
-                    with without_all(parts, what, how, o.seed):
-                        rows.append({"layer": name, "what": what, "how": how, "intact": intact,
-                                     "rise": losses(run, problems) - intact})
-        for group in ("sensory", "cross"):
-            parts = [one for one in layers if one.group == group]
-            if parts and o.knock_out in ("zero", "both"):
-                with without_all(parts, "heads"):
-                    rows.append({"layer": name, "what": f"{group} heads", "how": "zero", "intact": intact,
-                                 "rise": losses(run, problems) - intact})
-    return rows
 
 
 def by_block(model):
@@ -96,13 +82,13 @@ def by_block(model):
 
 def head_rows(run, o, problems):
     """A table: by how much the loss rises without each head."""
-    if o.knock_out not in ("zero", "both"):
+    if not ways(run, o, "heads"):
         return "(not with this --knock_out)"
     intact, rows = losses(run, problems), []
     for layer in layers_of(run.model):
         cells = []
         for head in range(layer.module.n_heads):
-            with without(layer, "heads", head):
+            with without([layer], "heads", head):
                 rise = losses(run, problems) - intact
             cells.append(rise_text(rise))
         rows.append([layer.name, layer.group, *cells, *[""] * (run.model.cfg.n_heads - len(cells))])
@@ -131,10 +117,7 @@ def draw_question(run, o, out, texts):
     """Draws the relations (of a Transformer the attention) among the characters of a question, in the encoder."""
     question = mathematics.generate("algebra__sequence_next_term", "easy", 1, 0, "val")[0][0]
     if o.prompt_file:
-        with open(o.prompt_file, encoding="utf-8", errors="replace") as file:
-            question = file.read().strip()
-        if not question:
-            raise ValueError(f"{o.prompt_file} is empty: give a file with a question")
+        question = read_text(o.prompt_file).strip()
     elif o.prompt != "auto":
         question = o.prompt
     elif run.options["data"] == "generated":
