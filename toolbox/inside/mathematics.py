@@ -20,8 +20,9 @@ def look(runs, o, out):
     texts, files, rows, sizes = [], [], [], {}
     for run in runs:
         problems, source = held_out(run, o)
-        new = knocked_out(run, o, by_block(run.model), partial(losses, run, problems))
-        rows, heads = rows + new, head_rows(run, o, problems)
+        contexts = encoded(run, problems)
+        new = knocked_out_by_block(run, o, problems, contexts)
+        rows, heads = rows + new, head_rows(run, o, problems, contexts)
         texts += [f"{run.name}: {len(problems[0])} {source}", losses_table(new, "nats per character", "problems"),
                   f"without one head (its columns of W_o are zero) the loss rises by:\n\n{heads}"]
         if not run.options["n_ra"]:
@@ -60,16 +61,39 @@ def held_out(run, o):
 
 
 @torch.no_grad()
-def losses(run, problems):
-    """For each problem n its nats, scaled so that the mean over problems is nats per character: (N,)."""
+def losses(run, problems, contexts=None):
+    """For each problem n its nats, scaled so that the mean over problems is nats per character: (N,).
+
+    contexts: what `encoded` returned, where only the decoder is changed: the encoder takes most of the time.
+    """
     nats, characters = [], []
-    for rows in torch.arange(len(problems[0])).tensor_split(-(-len(problems[0]) // 128)):
-        questions, inputs, targets = (t.to(run.device) for t in mathematics.batch(problems, rows))
-        logits = run.model(questions, inputs)[0]
+    for i, (questions, inputs, targets) in enumerate(batches(run, problems)):
+        logits = run.model.decode(inputs, *(contexts[i] if contexts else run.model.encode(questions)))
         each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=0, reduction="none")
         nats.append(each.view_as(targets).sum(1))
         characters.append((targets != 0).sum(1))
     return (torch.cat(nats).double() / torch.cat(characters).double().mean()).cpu()
+
+
+@torch.no_grad()
+def encoded(run, problems):
+    return [run.model.encode(questions) for questions, _, _ in batches(run, problems)]
+
+
+def batches(run, problems):
+    """questions, inputs and targets of about 128 problems at a time."""
+    n = len(problems[0])
+    for rows in torch.arange(n).tensor_split(-(-n // 128)):
+        yield [t.to(run.device) for t in mathematics.batch(problems, rows)]
+
+
+def knocked_out_by_block(run, o, problems, contexts):
+    """Rows of knocked_out, for each block of the encoder and of the decoder."""
+    blocks, rows = by_block(run.model), []
+    for stack, given in (("encoder", None), ("decoder", contexts)):
+        groups = {name: layers for name, layers in blocks.items() if layers[0].stack == stack}
+        rows += knocked_out(run, o, groups, partial(losses, run, problems, given))
+    return rows
 
 
 def by_block(model):
@@ -80,17 +104,16 @@ def by_block(model):
     return blocks
 
 
-def head_rows(run, o, problems):
+def head_rows(run, o, problems, contexts):
     """A table: by how much the loss rises without each head."""
     if not ways(run, o, "heads"):
         return "(not with this --knock_out)"
-    intact, rows = losses(run, problems), []
+    intact, rows = losses(run, problems, contexts), []
     for layer in layers_of(run.model):
-        cells = []
+        cells, given = [], contexts if layer.stack == "decoder" else None
         for head in range(layer.module.n_heads):
             with without([layer], "heads", head):
-                rise = losses(run, problems) - intact
-            cells.append(rise_text(rise))
+                cells.append(rise_text(losses(run, problems, given) - intact))
         rows.append([layer.name, layer.group, *cells, *[""] * (run.model.cfg.n_heads - len(cells))])
     return table(["", "heads", *range(1, run.model.cfg.n_heads + 1)], rows)
 
