@@ -9,7 +9,6 @@
 
 What is drawn goes to the folder `look` of the (first) run. Rows are receivers i, columns senders j, everywhere.
 """
-import json
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from extras.pretrained import WEIGHTS, is_published, load_pretrained
 from model import LanguageModel, Seq2SeqTransformer, VisionTransformer, model_config
 from toolbox.checkpoints import load_checkpoint, load_weights
 from toolbox.figures import drawing
-from toolbox.figures.runs import run_folders
+from toolbox.figures.runs import load_run, run_folders
 from toolbox.inside import language, layers_of, mathematics, relational_games
 from toolbox.inside import images as vision
 from toolbox.options import agreed, at_least, one_line_errors, parse_options, start
@@ -55,7 +54,7 @@ class Options:
 
 @dataclass
 class Looked:
-    """A trained model, and how to make the same one untrained."""
+    """A trained model in evaluation mode, and how to make the same one untrained."""
     name: str
     kind: Any                               # the module of toolbox/inside that looks at it
     options: dict
@@ -75,18 +74,21 @@ def kind_of(options):
         vision if "patch_size" in options else language)
 
 
-def make_model(kind, options, data=None):
-    """The model that a run's options describe, with random weights."""
+def make_model(kind, options, data, device):
+    """The untrained model that a run's options describe, as at step 0 of the run."""
+    torch.manual_seed(options["seed"])
     cfg = model_config(options)
     if kind is mathematics:
-        return Seq2SeqTransformer(cfg, n_layers_decoder=options["n_layers_decoder"],
-                                  n_ra_decoder=options["n_ra_decoder"])
-    if kind is relational_games:
-        return VisionTransformer(cfg, image_size=36, patch_size=12, n_classes=2, pool=options["pool"])
-    if kind is vision:
-        return VisionTransformer(cfg, image_size=data.size, patch_size=options["patch_size"], n_classes=data.n_classes,
-                                 pool=options["pool"])
-    return LanguageModel(cfg)
+        model = Seq2SeqTransformer(cfg, n_layers_decoder=options["n_layers_decoder"],
+                                   n_ra_decoder=options["n_ra_decoder"])
+    elif kind is relational_games:
+        model = VisionTransformer(cfg, image_size=36, patch_size=12, n_classes=2, pool=options["pool"])
+    elif kind is vision:
+        model = VisionTransformer(cfg, image_size=data.size, patch_size=options["patch_size"],
+                                  n_classes=data.n_classes, pool=options["pool"])
+    else:
+        model = LanguageModel(cfg)
+    return model.to(device).eval()
 
 
 # ---- which models ----------------------------------------------------------------------------------------------------
@@ -98,8 +100,7 @@ def find(text):
         if path.is_file() or (path / "config.json").exists():
             found.append(path)
         elif path.is_dir():
-            records = {folder: json.loads((folder / "config.json").read_text(encoding="utf-8"))
-                       for folder in run_folders(path)}
+            records = {folder: load_run(folder) for folder in run_folders(path)}
             sizes = {folder: record["options"].get("train_size", 0) for folder, record in records.items()
                      if record["finished"]}
             if not sizes:
@@ -119,7 +120,7 @@ def load(path, o, device):
     if (path / WEIGHTS).is_file() or not path.exists():
         model = load_pretrained(path.as_posix(), o.data_dir).to(device)
         options = dict(vars(model.cfg), seed=0, data="torch")
-        untrained = partial(fresh, language, options, None, device)
+        untrained = partial(make_model, language, options, None, device)
         return Looked(path.name, language, options, {"tokenizer": "gpt2"}, model, untrained, device,
                       load_tokenizer("gpt2", o.data_dir))
     file = path
@@ -131,7 +132,7 @@ def load(path, o, device):
     kind = kind_of(options)
     try:
         data = vision.load_data(options, o, device) if kind is vision else None
-        untrained = partial(fresh, kind, options, data, device)
+        untrained = partial(make_model, kind, options, data, device)
         model = untrained()
     except KeyError as option:
         raise ValueError(f"{file} was written by another version of this code: its options lack {option}") from None
@@ -140,12 +141,6 @@ def load(path, o, device):
     if kind is language:
         tokenizer = load_tokenizer(facts["tokenizer"], o.data_dir, facts.get("alphabet", ""))
     return Looked(file.parent.name, kind, options, facts, model, untrained, device, tokenizer, data)
-
-
-def fresh(kind, options, data, device):
-    """The untrained model: as at step 0 of the run."""
-    torch.manual_seed(options["seed"])
-    return make_model(kind, options, data).to(device).eval()
 
 
 def refuse_what_has_no_effect(o, run):
@@ -169,7 +164,6 @@ def main(argv=None):
             raise ValueError("these runs are of different kinds: give those of one kind")
         for run in runs:
             refuse_what_has_no_effect(o, run)
-            run.model.eval()
             layers_of(run.model, o.layer)                              # is there such a layer?
         folder = paths[0].parent if paths[0].is_file() or len(paths) > 1 else paths[0]
         out = Path(o.out or (Path("out") / paths[0].name if not paths[0].exists() else folder) / "look")

@@ -37,10 +37,6 @@ class Layer:
     heads: torch.Tensor = None                 # (B, T, H d_h): the sums over j, side by side, before W_o
 
     @property
-    def name(self):
-        return f"{'layer' if self.stack == 'stack' else self.stack} {self.number}"
-
-    @property
     def n_relations(self):
         """R; 0 for sensory heads and for relational cross-attention, whose only relation is alpha."""
         return getattr(self.module, "n_relations", 0)

@@ -100,7 +100,7 @@ def by_block(model):
     """{"encoder 1": its Layers, ...}."""
     blocks = {}
     for layer in layers_of(model):
-        blocks.setdefault(layer.name, []).append(layer)
+        blocks.setdefault(f"{layer.stack} {layer.number}", []).append(layer)
     return blocks
 
 
@@ -114,7 +114,7 @@ def head_rows(run, o, problems, contexts):
         for head in range(layer.module.n_heads):
             with without([layer], "heads", head):
                 cells.append(rise_text(losses(run, problems, given) - intact))
-        rows.append([layer.name, layer.group, *cells, *[""] * (run.model.cfg.n_heads - len(cells))])
+        rows.append([f"{layer.stack} {layer.number}", layer.group, *cells, *[""] * (run.model.cfg.n_heads - len(cells))])
     return table(["", "heads", *range(1, run.model.cfg.n_heads + 1)], rows)
 
 

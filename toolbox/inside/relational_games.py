@@ -11,7 +11,7 @@ import torch
 
 from data import relational_games as games
 from toolbox.figures import inside as figures
-from toolbox.figures.runs import labels
+from toolbox.figures.runs import labels, load_run
 from toolbox.inside import layers_of, message_parts, watch, without
 from toolbox.inside.images import draw_memory
 from toolbox.inside.knock_outs import ways
@@ -212,7 +212,7 @@ def table_of_probes(rows):
 
 def train_again(folder, o):
     """A cell of Relational Games that was recorded without its weights: trains it again -> the path of its weights."""
-    record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    record = load_run(folder)
     options = record["options"]
     if "train_size" not in options or "task" not in options:
         raise ValueError(f"{folder} has no weights: there is no last.pt, the checkpoint of a run")
