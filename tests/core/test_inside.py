@@ -184,6 +184,20 @@ def test_a_knock_out_changes_the_output_and_restores_it_bit_for_bit(what, symbol
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
 
 
+def test_several_layers_lack_a_part_at_the_same_time_and_all_of_them_have_it_again():
+    model = language_model()
+    layers = [layer for layer in layers_of(model) if layer.group == "relational"]
+    before = run(model)
+    for what, how in (("relations", "zero"), ("relations", "resample"), ("symbols", "zero"), ("heads", "zero")):
+        with without(layers, what, how=how, seed=3):
+            together = run(model)
+        with without(layers[:1], what, how=how, seed=3), without(layers[1:], what, how=how, seed=3):
+            assert torch.equal(run(model), together)
+        with without(layers[:1], what, how=how, seed=3):
+            assert not torch.allclose(run(model), together, atol=1e-6)
+        assert torch.equal(run(model), before) and n_hooks(model) == 0
+
+
 def test_without_its_relations_or_symbols_only_the_other_part_of_the_message_arrives():
     model = language_model(bias=True)
     with watch(model, 1) as layers:

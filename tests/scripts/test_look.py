@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from toolbox import inside
 from toolbox.inside import language as lm_view
 from toolbox.inside import mathematics as maths_view
 from toolbox.inside import relational_games as view
+from toolbox.inside.knock_outs import knocked_out
 from toolbox.run import Run
 
 ROOT = Path(look.__file__).parent
@@ -303,6 +305,17 @@ def test_mathematics(tmp_path, capsys):
     text = says(capsys, f"--from={seq2seq(tmp_path / 'sa/last.pt', n_ra=0, level='all', n_layers_decoder=1)}", "--n=4")
     assert "it is a Transformer" in text or "is a Transformer" in text and "12 held-out" in text
     assert pictures(tmp_path / "sa/look") == ["attention.png"]
+
+
+def test_a_decoder_gets_what_the_intact_encoder_computed_only_where_the_encoder_is_intact(tmp_path):
+    run = look.load(seq2seq(tmp_path / "last.pt"), look.Options(n=10), CPU)
+    problems, _ = maths_view.held_out(run, look.Options(n=10))
+    rows = maths_view.knocked_out_by_block(run, look.Options(), problems, maths_view.encoded(run, problems))
+    whole = knocked_out(run, look.Options(), maths_view.by_block(run.model), partial(maths_view.losses, run, problems))
+    assert len(rows) == len(whole) > 8 and all(row["rise"].abs().max() > 1e-6 for row in rows)
+    for row, same in zip(rows, whole):
+        assert (row["layer"], row["what"], row["how"]) == (same["layer"], same["what"], same["how"])
+        assert torch.allclose(row["rise"], same["rise"], atol=1e-6)
 
 
 def vision(path, **options):
