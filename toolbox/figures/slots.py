@@ -18,7 +18,8 @@ def draw_slots(images, shares, titles, path, n_patches=7, n_slots=32):
     side = int(shares[0].shape[-1] ** 0.5)
     images = images.transpose(0, 2, 3, 1)                                 # (N, H, W, 3)
     with house_style():
-        fig = Figure(figsize=(6 * len(shares), 5.6), layout="constrained")
+        rows = -(-min(n_slots, len(shares[0])) // 2)
+        fig = Figure(figsize=(6 * len(shares), 0.8 + 4.8 * rows / 16), layout="constrained")
         for column, (share, title) in enumerate(zip(shares, titles)):
             share = share[:n_slots, :, -side * side:]                     # (slots, N, places)
             places = share.sum(1) / share.sum((1, 2))[:, None]            # (slots, places)
