@@ -202,7 +202,7 @@ def test_a_language_model_is_described_and_drawn(tmp_path, capsys, monkeypatch):
 
 
 def test_the_share_of_variance_that_two_characters_tell():
-    """0 where r is noise, 1 where it is a table of characters by characters, and between them the share of the table."""
+    """0 where r is noise, 1 where it is a table of characters by characters, between them the share of the table."""
     g = torch.Generator().manual_seed(0)
     pair, by_pair, noise = torch.arange(40000) % 20, torch.randn(20, generator=g), torch.randn(40000, generator=g)
     r = torch.stack([noise, by_pair[pair], 2 * by_pair[pair] / by_pair.std(correction=0) + noise]).double()

@@ -53,7 +53,7 @@ def draw_boards(path, title, images, labels, answers, kinds, r):
     for ax, n in zip(axes[0], pick):
         ax.set_title(("true" if labels[n] else "false") + ("\nanswered wrongly" if answers[n] != labels[n] else ""),
                      fontsize=10)
-    fig.suptitle(wrapped(f"{title}: r of two objects (bold and starred: they are the same)"), fontsize=11)
+    fig.suptitle(wrapped(f"{title}: r of two objects (starred: they are the same)"), fontsize=11)
     save(fig, path)
 
 

@@ -168,7 +168,8 @@ def pairs_told(run, x):
     sums, control = sums_by_pair(run.model, x, kinds), sums_by_pair(run.untrained(), x, kinds)
     rows = []
     for number, (count, total, squares) in sums.items():
-        mean, share, untrained = total / count.clamp(min=1), share_between(*sums[number]), share_between(*control[number])
+        mean = total / count.clamp(min=1)
+        share, untrained = share_between(*sums[number]), share_between(*control[number])
         for l in share.argsort(descending=True)[:4].sort().values.tolist():
             often = (count[l] >= SEEN).nonzero()[:, 0]
             order = often[mean[l, often].argsort()]

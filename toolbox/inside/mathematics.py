@@ -114,7 +114,8 @@ def head_rows(run, o, problems, contexts):
         for head in range(layer.module.n_heads):
             with without([layer], "heads", head):
                 cells.append(rise_text(losses(run, problems, given) - intact))
-        rows.append([f"{layer.stack} {layer.number}", layer.group, *cells, *[""] * (run.model.cfg.n_heads - len(cells))])
+        empty = [""] * (run.model.cfg.n_heads - len(cells))
+        rows.append([f"{layer.stack} {layer.number}", layer.group, *cells, *empty])
     return table(["", "heads", *range(1, run.model.cfg.n_heads + 1)], rows)
 
 
