@@ -93,7 +93,7 @@ def test_what_is_recorded_rebuilds_the_output_of_relational_attention(options):
     for layer in (layer for layer in layers if layer.group == "relational"):
         m, ((x, symbols), out) = layer.module, seen[layer.module]
         (B, T, _), H, d_h = x.shape, m.n_heads, m.W_r.size(-1)
-        a = torch.zeros(B, T, H, d_h, dtype=x.dtype)
+        a, relations = (torch.zeros(B, T, H, d_h, dtype=x.dtype) for _ in range(2))
         for b in range(B):
             for i in range(T):
                 for j in range(T):
@@ -101,9 +101,11 @@ def test_what_is_recorded_rebuilds_the_output_of_relational_attention(options):
                     for h in range(H):
                         message = sum(layer.r[b, l, i, j] * m.W_r[h, l] for l in range(m.n_relations))
                         a[b, i, h] += layer.alpha[b, h, i, j] * (message + s[h * m.n_kv_heads // H])
+                        relations[b, i, h] += layer.alpha[b, h, i, j] * message
         assert torch.allclose(m.W_o(a.flatten(2)), out, atol=1e-10)
         assert torch.allclose(layer.heads, a.flatten(2), atol=1e-10)
-        assert torch.allclose(sum(message_parts(layer)), a.transpose(1, 2), atol=1e-10)
+        for part, expected in zip(message_parts(layer), (relations, a - relations)):
+            assert torch.allclose(part, expected.transpose(1, 2), atol=1e-10)
 
 
 @pytest.mark.parametrize("options", [dict(n_ra=0), dict(ra_type="rca"), dict(n_ra=0, n_kv_heads=2)], ids=str)
