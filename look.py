@@ -9,7 +9,7 @@
 
 What is drawn goes to the folder `look` of the (first) run. Rows are receivers i, columns senders j, everywhere.
 """
-import json
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,11 @@ from typing import Any, Callable, Literal
 import torch
 
 from data.text.tokenizers import load_tokenizer
-from extras.pretrained import WEIGHTS, load_pretrained
+from extras.pretrained import WEIGHTS, is_published, load_pretrained
 from model import LanguageModel, Seq2SeqTransformer, VisionTransformer, model_config
 from toolbox.checkpoints import load_checkpoint, load_weights
 from toolbox.figures import drawing
-from toolbox.figures.runs import run_folders
+from toolbox.figures.runs import load_run, run_folders
 from toolbox.inside import language, layers_of, mathematics, relational_games
 from toolbox.inside import images as vision
 from toolbox.options import agreed, at_least, one_line_errors, parse_options, start
@@ -54,7 +54,7 @@ class Options:
 
 @dataclass
 class Looked:
-    """A trained model, and how to make the same one untrained."""
+    """A trained model in evaluation mode, and how to make the same one untrained."""
     name: str
     kind: Any                               # the module of toolbox/inside that looks at it
     options: dict
@@ -74,18 +74,21 @@ def kind_of(options):
         vision if "patch_size" in options else language)
 
 
-def make_model(kind, options, data=None):
-    """The model that a run's options describe, with random weights."""
+def make_model(kind, options, data, device):
+    """The untrained model that a run's options describe, as at step 0 of the run."""
+    torch.manual_seed(options["seed"])
     cfg = model_config(options)
     if kind is mathematics:
-        return Seq2SeqTransformer(cfg, n_layers_decoder=options["n_layers_decoder"],
-                                  n_ra_decoder=options["n_ra_decoder"])
-    if kind is relational_games:
-        return VisionTransformer(cfg, image_size=36, patch_size=12, n_classes=2, pool=options["pool"])
-    if kind is vision:
-        return VisionTransformer(cfg, image_size=data.size, patch_size=options["patch_size"], n_classes=data.n_classes,
-                                 pool=options["pool"])
-    return LanguageModel(cfg)
+        model = Seq2SeqTransformer(cfg, n_layers_decoder=options["n_layers_decoder"],
+                                   n_ra_decoder=options["n_ra_decoder"])
+    elif kind is relational_games:
+        model = VisionTransformer(cfg, image_size=36, patch_size=12, n_classes=2, pool=options["pool"])
+    elif kind is vision:
+        model = VisionTransformer(cfg, image_size=data.size, patch_size=options["patch_size"],
+                                  n_classes=data.n_classes, pool=options["pool"])
+    else:
+        model = LanguageModel(cfg)
+    return model.to(device).eval()
 
 
 # ---- which models ----------------------------------------------------------------------------------------------------
@@ -94,29 +97,30 @@ def find(text):
     """--from -> paths of runs and checkpoints, or one published model. Raises ValueError if there is no such thing."""
     found = []
     for path in [Path(text)] if Path(text).exists() else map(Path, text.split(",")):
-        is_name = len(path.parts) == 2 and not path.parent.exists() and path.parts[0] != "out"
-        if path.is_file() or (path / "config.json").exists() or is_name:
+        if path.is_file() or (path / "config.json").exists():
             found.append(path)
-        elif not path.is_dir():
-            raise ValueError(f"no run or checkpoint at {path}: train one (python train_relgames.py), or give a "
-                             f"published model, as --from=awni00/DAT-sa8-ra8-ns1024-sh8-nkvh4-343M")
-        else:
-            records = {folder: json.loads((folder / "config.json").read_text(encoding="utf-8"))
-                       for folder in run_folders(path)}
+        elif path.is_dir():
+            records = {folder: load_run(folder) for folder in run_folders(path)}
             sizes = {folder: record["options"].get("train_size", 0) for folder, record in records.items()
                      if record["finished"]}
             if not sizes:
                 raise ValueError(f"{path} has no finished runs and no weights: train one, or give the folder of a run")
             found += [folder for folder, size in sizes.items() if size == max(sizes.values())]
+        elif is_published(path) and path.parts[0] != "out" and re.fullmatch(r"[\w-]+/[\w.-]+", path.as_posix()):
+            print(f"no folder {path}: taken as the name of a model on Hugging Face", flush=True)
+            found.append(path)
+        else:
+            raise ValueError(f"no run or checkpoint at {path}: train one (python train_relgames.py), or give a "
+                             f"published model, as --from=awni00/DAT-sa8-ra8-ns1024-sh8-nkvh4-343M")
     return found
 
 
 def load(path, o, device):
     """-> Looked. Raises ValueError or OSError, in one line, for what is missing, damaged or of another version."""
     if (path / WEIGHTS).is_file() or not path.exists():
-        model = load_pretrained(str(path), o.data_dir).to(device)
+        model = load_pretrained(path.as_posix(), o.data_dir).to(device)
         options = dict(vars(model.cfg), seed=0, data="torch")
-        untrained = partial(fresh, language, options, None, device)
+        untrained = partial(make_model, language, options, None, device)
         return Looked(path.name, language, options, {"tokenizer": "gpt2"}, model, untrained, device,
                       load_tokenizer("gpt2", o.data_dir))
     file = path
@@ -128,7 +132,7 @@ def load(path, o, device):
     kind = kind_of(options)
     try:
         data = vision.load_data(options, o, device) if kind is vision else None
-        untrained = partial(fresh, kind, options, data, device)
+        untrained = partial(make_model, kind, options, data, device)
         model = untrained()
     except KeyError as option:
         raise ValueError(f"{file} was written by another version of this code: its options lack {option}") from None
@@ -139,27 +143,32 @@ def load(path, o, device):
     return Looked(file.parent.name, kind, options, facts, model, untrained, device, tokenizer, data)
 
 
-def fresh(kind, options, data, device):
-    """The untrained model: as at step 0 of the run."""
-    torch.manual_seed(options["seed"])
-    return make_model(kind, options, data).to(device).eval()
+def refuse_what_has_no_effect(o, run):
+    """Raises ValueError for an option that means nothing for runs of this kind."""
+    if (o.prompt != "auto" or o.prompt_file) and run.kind in (relational_games, vision):
+        instead = "choose a patch, as --patch=5" if run.kind is vision else "Relational Games shows test images"
+        raise ValueError(f"a prompt is for language and mathematics: leave it out; {instead}")
+    if o.patch is not None and run.kind is not vision:
+        raise ValueError(f"patch={o.patch}: patches are chosen in runs of train_vit.py, this is none: leave it out")
+    if o.data and run.options["data"] == "generated":
+        raise ValueError(f"data={o.data}: this run's data are generated, not read from files: leave it out")
 
 
 def main(argv=None):
     with one_line_errors():
         o = agreed(parse_options(Options, argv=argv), ("n", "layer", "knock_out", "patch", "seed"))
-        device, _, why = choose_device(o.device, "float32")
+        device, _, _ = choose_device(o.device, "float32")
         paths = find(o.from_)
         runs = [load(path, o, device) for path in paths]
         if len({run.kind for run in runs}) > 1:
             raise ValueError("these runs are of different kinds: give those of one kind")
         for run in runs:
-            run.model.eval()
+            refuse_what_has_no_effect(o, run)
             layers_of(run.model, o.layer)                              # is there such a layer?
         folder = paths[0].parent if paths[0].is_file() or len(paths) > 1 else paths[0]
         out = Path(o.out or (Path("out") / paths[0].name if not paths[0].exists() else folder) / "look")
         out.mkdir(parents=True, exist_ok=True)
-        print(f"{len(runs)} model{'s' * (len(runs) > 1)}: {', '.join(run.name for run in runs)}; {why}")
+        print(f"{len(runs)} model{'s' * (len(runs) > 1)}: {', '.join(run.name for run in runs)}; device: {device}")
         with drawing.house_style():
             text, files = runs[0].kind.look(runs, o, out)
     (out / "table.md").write_text(text + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -34,6 +35,17 @@ def free_space(path):
     """The free space on the disk of a path that need not exist yet, in words."""
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     return f"{shutil.disk_usage(existing).free / 1e6:,.1f} MB free in {existing}"
+
+
+def read_text(path):
+    """The text of a file in UTF-8. Raises ValueError, in one line, if it is not, or if there is none in it."""
+    try:
+        text = Path(path).read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 (byte {error.start} is wrong): save it as UTF-8") from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty: give a file with some text")
+    return text
 
 
 def write_text(path, text):

@@ -126,7 +126,7 @@ def match_parameters(cfg, target, make_model):
 def choose_device(name="auto", dtype="auto"):
     """-> torch.device, dtype to compute in, and one line that says why. 'auto': cuda, else mps, else cpu.
 
-    On a GPU it also decides whether products of float32 may use TF32: yes, unless float32 was asked for.
+    On a GPU it also decides whether products of float32 may use TF32: yes, unless float32 was given.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -137,7 +137,7 @@ def choose_device(name="auto", dtype="auto"):
     if device.type == "cuda":                                         # TF32 for what stays in float32
         torch.set_float32_matmul_precision("highest" if dtype == "float32" else "high")
     if dtype != "auto":
-        return device, getattr(torch, dtype), f"{device}, {dtype} as asked for"
+        return device, getattr(torch, dtype), f"{device}, {dtype} as given"
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return device, torch.bfloat16, f"{device} ({torch.cuda.get_device_name(device)}), bfloat16: native"
     why = "bfloat16 would be emulated" if device.type == "cuda" else "bfloat16 is rarely faster there"

@@ -5,7 +5,7 @@ from helpers import SMALL, SYMBOLS, VARIANTS, language_model, randomise, symbol
 
 from model import Seq2SeqTransformer, TransformerConfig, VisionTransformer
 from toolbox import inside
-from toolbox.inside import derangement, layers_of, message_parts, watch, watch_symbols, without, without_all
+from toolbox.inside import derangement, layers_of, message_parts, watch, watch_symbols, without
 from toolbox.inside.statistics import (auc, auc_within_places, effective_number, joint_with, probe,
                                        share_told_and_null, top_one)
 
@@ -93,7 +93,7 @@ def test_what_is_recorded_rebuilds_the_output_of_relational_attention(options):
     for layer in (layer for layer in layers if layer.group == "relational"):
         m, ((x, symbols), out) = layer.module, seen[layer.module]
         (B, T, _), H, d_h = x.shape, m.n_heads, m.W_r.size(-1)
-        a = torch.zeros(B, T, H, d_h, dtype=x.dtype)
+        a, relations = (torch.zeros(B, T, H, d_h, dtype=x.dtype) for _ in range(2))
         for b in range(B):
             for i in range(T):
                 for j in range(T):
@@ -101,9 +101,11 @@ def test_what_is_recorded_rebuilds_the_output_of_relational_attention(options):
                     for h in range(H):
                         message = sum(layer.r[b, l, i, j] * m.W_r[h, l] for l in range(m.n_relations))
                         a[b, i, h] += layer.alpha[b, h, i, j] * (message + s[h * m.n_kv_heads // H])
+                        relations[b, i, h] += layer.alpha[b, h, i, j] * message
         assert torch.allclose(m.W_o(a.flatten(2)), out, atol=1e-10)
         assert torch.allclose(layer.heads, a.flatten(2), atol=1e-10)
-        assert torch.allclose(sum(message_parts(layer)), a.transpose(1, 2), atol=1e-10)
+        for part, expected in zip(message_parts(layer), (relations, a - relations)):
+            assert torch.allclose(part, expected.transpose(1, 2), atol=1e-10)
 
 
 @pytest.mark.parametrize("options", [dict(n_ra=0), dict(ra_type="rca"), dict(n_ra=0, n_kv_heads=2)], ids=str)
@@ -177,11 +179,25 @@ def test_a_knock_out_changes_the_output_and_restores_it_bit_for_bit(what, symbol
         if layer.group == "sensory" and what != "heads":
             continue
         for index in (None, 1) if what != "symbols" else (None,):
-            with pytest.raises(KeyboardInterrupt), without(layer, what, index):
+            with pytest.raises(KeyboardInterrupt), without([layer], what, index):
                 assert not torch.allclose(run(model), before, atol=1e-6)
                 raise KeyboardInterrupt
             assert torch.equal(run(model), before)
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+
+
+def test_several_layers_lack_a_part_at_the_same_time_and_all_of_them_have_it_again():
+    model = language_model()
+    layers = [layer for layer in layers_of(model) if layer.group == "relational"]
+    before = run(model)
+    for what, how in (("relations", "zero"), ("relations", "resample"), ("symbols", "zero"), ("heads", "zero")):
+        with without(layers, what, how=how, seed=3):
+            together = run(model)
+        with without(layers[:1], what, how=how, seed=3), without(layers[1:], what, how=how, seed=3):
+            assert torch.equal(run(model), together)
+        with without(layers[:1], what, how=how, seed=3):
+            assert not torch.allclose(run(model), together, atol=1e-6)
+        assert torch.equal(run(model), before) and n_hooks(model) == 0
 
 
 def test_without_its_relations_or_symbols_only_the_other_part_of_the_message_arrives():
@@ -190,7 +206,7 @@ def test_without_its_relations_or_symbols_only_the_other_part_of_the_message_arr
         run(model)
         relations, symbols = message_parts(layers[-1])
         for what in ("relations", "symbols"):
-            with without(layers[-1], what):
+            with without(layers[-1:], what):
                 run(model)
                 without_it = message_parts(layers[-1])
             if what == "relations":
@@ -208,7 +224,7 @@ def test_a_relation_whose_row_of_W_r_is_zero_already_changes_nothing():
         layer.module.W_r[:, 1] = 0
     before = run(model)
     for how in ("zero", "resample"):
-        with without(layer, "relations", 1, how):
+        with without([layer], "relations", 1, how):
             assert torch.allclose(run(model), before, atol=1e-10)
 
 
@@ -218,11 +234,11 @@ def test_a_resampled_relation_is_that_of_another_sequence_and_the_others_stay(sy
     with watch(model, 1) as layers:
         run(model)
         before = layers[-1].r
-        with without(layers[-1], "relations", 1, "resample", seed=5):
+        with without(layers[-1:], "relations", 1, "resample", seed=5):
             run(model)
         order = derangement(len(IDX), 5)
         assert torch.equal(layers[-1].r[:, 1], before[order, 1]) and torch.equal(layers[-1].r[:, 0], before[:, 0])
-        with without_all(layers[-1:], "relations", "resample", seed=5):
+        with without(layers[-1:], "relations", how="resample", seed=5):
             run(model)
         assert torch.equal(layers[-1].r, before[order])
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,10 @@ from data import images
 from data import relational_games as games
 from model import LanguageModel, TransformerConfig, model_config
 from toolbox import inside
+from toolbox.inside import language as lm_view
+from toolbox.inside import mathematics as maths_view
 from toolbox.inside import relational_games as view
+from toolbox.inside.knock_outs import knocked_out
 from toolbox.run import Run
 
 ROOT = Path(look.__file__).parent
@@ -194,6 +198,60 @@ def test_a_language_model_is_described_and_drawn(tmp_path, capsys, monkeypatch):
     assert pictures(tmp_path / "look") == ["relations.png", "relations_or_symbols.png", "symbols.png"]
     first = re.search(r"\| 1 \| 1 \| (\S+) \|", text[text.index("variance"):])[1]
     assert first == "1.00"                     # in layer 1 relations are a fixed table of characters by characters
+    text.encode("cp1252")                      # what consoles of Windows can print
+
+
+def test_the_share_of_variance_that_two_characters_tell():
+    """0 where r is noise, 1 where it is a table of characters by characters, between them the share of the table."""
+    g = torch.Generator().manual_seed(0)
+    pair, by_pair, noise = torch.arange(40000) % 20, torch.randn(20, generator=g), torch.randn(40000, generator=g)
+    r = torch.stack([noise, by_pair[pair], 2 * by_pair[pair] / by_pair.std(correction=0) + noise]).double()
+    sums = [torch.zeros(3, 20, dtype=torch.float64).index_add_(1, pair, one) for one in (torch.ones_like(r), r, r ** 2)]
+    share = lm_view.share_between(*sums)
+    assert share[0] < 0.002 and share[1] == pytest.approx(1) and share[2] == pytest.approx(4 / 5, abs=0.01)
+
+
+def test_the_untrained_control_of_relations_is_the_model_at_step_0(tmp_path, capsys):
+    """An untrained model is its own control: both columns are equal."""
+    path = language(tmp_path / "last.pt")
+    state = torch.load(path, weights_only=True)
+    torch.manual_seed(state["options"]["seed"])
+    untrained = LanguageModel(model_config(state["options"])).state_dict()
+    g = torch.Generator().manual_seed(0)
+    other = {name: 0.5 * torch.randn(p.shape, generator=g) for name, p in untrained.items()}
+    for model, equal in ((untrained, True), (other, False)):
+        torch.save(state | {"model": model}, path)
+        text = says(capsys, f"--from={path}", f"--data={tmp_path / 'text.txt'}", f"--data_dir={tmp_path / 'cache'}",
+                    "--n=6")
+        rows = re.findall(r"\| 2 \| 1 \| (\S+) \| (\S+) \| ``", text)
+        assert len(rows) == 1 and (rows[0][0] == rows[0][1]) == equal
+
+
+def test_all_relations_of_a_layer_are_taken_out_together(cell, capsys):
+    folder = cell(n_ra=2, n_layers=1)
+    text = says(capsys, f"--from={folder}", "--n=40")
+    row = next(line for line in text.splitlines() if "| 1 | all relations |" in line).split("|")
+    model = look.load(folder, look.Options(), CPU).model.eval()
+    x, y, _, _ = view.test_images(look.load(folder, look.Options(), CPU), look.Options(n=40))
+    with torch.no_grad():
+        model.stack.blocks[0].attention.relational.W_r.zero_()
+        accuracy = (model(x)[0].argmax(-1) == y).double().mean().item()
+    assert float(row[11]) == pytest.approx(accuracy, abs=0.006)
+    assert "all relations" not in says(capsys, f"--from={cell(n_ra=1, n_layers=1)}", "--n=40")      # it has one
+
+
+def test_there_is_no_more_data_than_there_is(few_glyphs, cell, tmp_path, capsys, monkeypatch):
+    path, data = language(tmp_path / "lm/last.pt"), f"--data={tmp_path / 'lm/text.txt'}"
+    file = tmp_path / "short.txt"
+    file.write_text("to be, or not to be: that is the question.")
+    text = says(capsys, f"--from={path}", data, f"--data_dir={tmp_path / 'cache'}", "--n=100000000")
+    windows = int(re.search(r"there are only ([\d,]+) windows of 16 tokens", text)[1].replace(",", ""))
+    assert f": {windows} windows of 16 tokens" in text and 50 < windows < 1000
+    assert "there are only 2 windows" in says(capsys, f"--from={path}", f"--prompt_file={file}", "--n=3")
+    assert "only 60 test images" in says(capsys, f"--from={vision(tmp_path / 'vit/last.pt')}", "--n=100000000")
+    assert "only 40 test images" in says(capsys, f"--from={cell()}", "--n=100000000")
+    monkeypatch.setattr(maths_view, "MOST", 5)
+    assert "only 5 problems" in says(capsys, f"--from={seq2seq(tmp_path / 'maths/last.pt')}", "--n=100000000")
 
 
 @pytest.mark.parametrize("options, words", [
@@ -249,6 +307,17 @@ def test_mathematics(tmp_path, capsys):
     assert pictures(tmp_path / "sa/look") == ["attention.png"]
 
 
+def test_a_decoder_gets_what_the_intact_encoder_computed_only_where_the_encoder_is_intact(tmp_path):
+    run = look.load(seq2seq(tmp_path / "last.pt"), look.Options(n=10), CPU)
+    problems, _ = maths_view.held_out(run, look.Options(n=10))
+    rows = maths_view.knocked_out_by_block(run, look.Options(), problems, maths_view.encoded(run, problems))
+    whole = knocked_out(run, look.Options(), maths_view.by_block(run.model), partial(maths_view.losses, run, problems))
+    assert len(rows) == len(whole) > 8 and all(row["rise"].abs().max() > 1e-6 for row in rows)
+    for row, same in zip(rows, whole):
+        assert (row["layer"], row["what"], row["how"]) == (same["layer"], same["what"], same["how"])
+        assert torch.allclose(row["rise"], same["rise"], atol=1e-6)
+
+
 def vision(path, **options):
     cfg = train_vit.Config(**{**SMALL, "d_ff": 16, "val_size": 40, **options})
     data = images.load("glyphs", data_dir="", image_size=None, val_size=40, workers=None, device=CPU)
@@ -274,6 +343,18 @@ def test_images(few_glyphs, tmp_path, capsys):
     assert "a prompt is for language" in refuses(capsys, f"--from={path}", "--n=20", "--prompt=A")
 
 
+def test_a_model_with_a_memory_is_called_by_its_name_and_its_slots_are_drawn(few_glyphs, cell, tmp_path, capsys):
+    memory = dict(memory_slots=4, memory_width=4, memory_heads=2)
+    text = says(capsys, f"--from={vision(tmp_path / 'ait/last.pt', n_ra=0, **memory)}", "--n=20")
+    assert "no relations: it is an Associative Transformer" in text and "layer 2: effective rank" in text
+    assert pictures(tmp_path / "ait/look") == ["patch_attention.png", "slots.png"]
+    for n_ra in (0, 1):
+        folder = cell(n_ra=n_ra, **memory)
+        text = says(capsys, f"--from={folder}", "--n=40")
+        assert "its memory:" in text and "layer 2: effective rank" in text
+        assert "slots.png" in pictures(folder / "look")
+
+
 # ---- wrong input -----------------------------------------------------------------------------------------------------
 
 def test_wrong_input_is_one_clear_line(tmp_path, capsys, cell, monkeypatch):
@@ -297,10 +378,28 @@ def test_wrong_input_is_one_clear_line(tmp_path, capsys, cell, monkeypatch):
     for path in (lm, maths, one):
         error = refuses(capsys, f"--from={path}", *(data if path == lm else ()), "--layer=9", "--n=4")
         assert "layer=9: this model has layers 1 to 2" in error
+    (tmp_path / "latin1.txt").write_bytes("fa\xe7ade".encode("latin1"))
+    for path in (lm, maths):
+        error = refuses(capsys, f"--from={path}", *data * (path == lm), f"--prompt_file={tmp_path / 'latin1.txt'}")
+        assert "latin1.txt is not text in UTF-8 (byte 2 is wrong)" in error
+    for options in (["--prompt=a"], [f"--prompt_file={tmp_path / 'nothing.txt'}"]):
+        assert "a prompt is for language and mathematics" in refuses(capsys, f"--from={one}", *options)
+    for path in (lm, maths, one):
+        assert "patch=3: patches are chosen in runs of train_vit.py" in refuses(capsys, f"--from={path}", "--patch=3")
+    for path in (maths, one):
+        assert "data are generated" in refuses(capsys, f"--from={path}", f"--data={tmp_path / 'lm/text.txt'}")
     assert "n=1: must be at least 2" in refuses(capsys, "--n=1")
     assert "did you mean --prompt" in refuses(capsys, "--promt=a")
     assert "choose from both" in refuses(capsys, "--knock_out=all")
     monkeypatch.chdir(tmp_path / "empty")
+    for name in ("out/relgame", "no such/folder", "a/b/c", "model"):
+        assert "no run or checkpoint at" in refuses(capsys, f"--from={name}")
+    monkeypatch.setattr(look, "load_pretrained", lambda name, data_dir: (_ for _ in ()).throw(ValueError(name)))
+    with pytest.raises(SystemExit):                                    # a mistyped folder that looks like a name
+        look.main(["--from=ouput/relgames", "--device=cpu"])
+    said = capsys.readouterr()
+    assert "no folder ouput/relgames: taken as the name of a model on Hugging Face" in said.out
+    assert said.err.count("\n") == 1 and "ouput/relgames" in said.err
     assert "no run or checkpoint at out/relgames: train one" in refuses(capsys)
     monkeypatch.setattr(inside, "LARGEST", 1000)                       # bytes
     error = refuses(capsys, f"--from={lm}", *data, "--prompt=to be, or not to be", "--n=4")

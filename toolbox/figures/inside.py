@@ -2,6 +2,8 @@
 
 Rows are receivers i, columns senders j, everywhere; what a causal model may not see is gray.
 """
+import textwrap
+
 import numpy as np
 from matplotlib.colors import PowerNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -18,6 +20,11 @@ KINDS = {"same object": ("#cc3311", "-"), "same colour": ("#e69f00", "--"), "sam
 def save(fig, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.save(fig, path, dpi=DPI)
+
+
+def wrapped(title, inches=WIDE):
+    """The title in lines that fit: the name of a run with many options is long, and has no spaces."""
+    return "\n".join(textwrap.wrap(title, int(10.5 * inches)))
 
 
 # ---- Relational Games ------------------------------------------------------------------------------------------------
@@ -46,7 +53,7 @@ def draw_boards(path, title, images, labels, answers, kinds, r):
     for ax, n in zip(axes[0], pick):
         ax.set_title(("true" if labels[n] else "false") + ("\nanswered wrongly" if answers[n] != labels[n] else ""),
                      fontsize=10)
-    fig.suptitle(f"{title}: the relation r of two objects (bold and starred: they are the same)", fontsize=11)
+    fig.suptitle(wrapped(f"{title}: r of two objects (starred: they are the same)"), fontsize=11)
     save(fig, path)
 
 
@@ -91,7 +98,7 @@ def draw_kinds(path, title, kinds, by_state):
                             color=color, ls=ls, lw=1.6)
                     ax.plot([], [], color=color, ls=ls, lw=1.6, label=name)
             ax.set(title=f"{state}: layer {layer}, relation {l}", xlabel="r", yticks=[])
-    fig.suptitle(f"{title}: r by what two objects share", fontsize=11)
+    fig.suptitle(wrapped(f"{title}: r by what two objects share"), fontsize=11)
     drawing.legend_below(fig)
     save(fig, path)
 
@@ -100,7 +107,7 @@ def draw_meaningful_or_used(path, rows):
     """Left: does a value tell 'same object'? Right: accuracy without it. A line for each part, a dot for each seed."""
     parts = {}
     for row in rows:
-        if row["part"].startswith("relation ") or row["model"].startswith("Transformer") and "head" in row["part"]:
+        if row["part"].startswith(("relation ", "all relations")) or row["model"].startswith("Transformer") and "head" in row["part"]:
             parts.setdefault((row["model"], row["layer"], row["part"]), []).append(row)
     fig, axes = drawing.panels(1, 2, WIDE, 0.8 + 0.27 * len(parts), sharey=True)
     for y, group in enumerate(parts.values()):
@@ -126,9 +133,13 @@ def draw_meaningful_or_used(path, rows):
 
 # ---- text ------------------------------------------------------------------------------------------------------------
 
-def visible(piece):
-    """Bytes of a token -> a text that can be seen: a space is drawn as \u2423."""
-    text = piece.decode(errors="replace").replace(" ", "\u2423").replace("\n", "\\n").replace("\t", "\\t")
+SIGNS = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"}             # in figures: as wide as a letter
+PLAIN = {" ": "' '", "\n": "\\n", "\t": "\\t"}                      # in tables: any console can print these
+
+
+def visible(piece, signs=SIGNS):
+    """Bytes of a token -> a text in which spaces can be seen."""
+    text = "".join(signs.get(c, c) for c in piece.decode(errors="replace"))
     return "".join(c if c.isprintable() and ord(c) < 0x2500 else "?" for c in text) or "?"
 
 
@@ -144,11 +155,13 @@ def draw_symbols(path, panels):
     axes = fig.subplots(rows, min(2, len(panels)), squeeze=False)
     for ax, (title, names, classes, p, below) in zip(axes.flat, panels):
         shown = ax.imshow(p, aspect="auto", cmap="viridis", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-        ax.set(title=title, xlabel=below, xticks=[])
+        ax.set(title=wrapped(title, 4), xlabel=below, xticks=[])
         ax.set_yticks(range(len(names)), plain(names), fontsize=8, family="DejaVu Sans Mono")
         for y in np.flatnonzero(np.diff(classes)):                     # between classes of characters
             ax.axhline(y + 0.5, color="white", lw=0.8)
     fig.colorbar(shown, ax=axes, shrink=0.5, label="how much of each symbol a character takes (mean over contexts)")
+    fig.suptitle("rows: characters, white lines between their classes (small letters, capitals, ...); columns: symbols",
+                 fontsize=10)
     save(fig, path)
 
 
@@ -175,7 +188,8 @@ def draw_pairs(out, title, layers, receivers, senders, causal=False, most=4):
             step = -(-len(words) // 48)
             axis.set_ticks(range(0, len(words), step), plain(words[::step]), fontsize=7, family="DejaVu Sans Mono")
         ax.tick_params(axis="x", rotation=90 if max(map(len, senders)) > 2 else 0)
-    fig.suptitle(f"{title}: rows are receivers, columns senders" + "; gray is the future" * causal, fontsize=10)
+    fig.suptitle(wrapped(f"{title}: rows are receivers, columns senders" + "; gray is the future" * causal),
+                 fontsize=10)
     path = out / ("relations.png" if layer else "attention.png")
     save(fig, path)
     return [path]
@@ -238,5 +252,5 @@ def draw_patch(path, title, images, maps, name, patch, size, signed):
                 ax.add_patch(Rectangle((x * size, y * size), size, size, fill=False, ec="black", lw=4))
                 ax.add_patch(Rectangle((x * size, y * size), size, size, fill=False, ec="#ffd700", lw=2))
     fig.colorbar(shown, ax=axes, shrink=0.6)
-    fig.suptitle(title, fontsize=10)
+    fig.suptitle(wrapped(title), fontsize=10)
     save(fig, path)

@@ -18,12 +18,12 @@ def draw_slots(images, shares, titles, path, n_patches=7, n_slots=32):
     side = int(shares[0].shape[-1] ** 0.5)
     images = images.transpose(0, 2, 3, 1)                                 # (N, H, W, 3)
     with house_style():
-        fig = Figure(figsize=(6 * len(shares), 5.6), layout="constrained")
+        half = -(-min(n_slots, len(shares[0])) // 2)
+        fig = Figure(figsize=(6 * len(shares), 0.8 + 4.8 * half / 16), layout="constrained")
         for column, (share, title) in enumerate(zip(shares, titles)):
             share = share[:n_slots, :, -side * side:]                     # (slots, N, places)
             places = share.sum(1) / share.sum((1, 2))[:, None]            # (slots, places)
             rows = [slot_row(images, one, place / places.max(), side, n_patches) for one, place in zip(share, places)]
-            half = -(-len(rows) // 2)
             rows += [np.full_like(rows[0], 255)] * (2 * half - len(rows))
             gap = np.full((half * rows[0].shape[0], CELL, 3), 255, np.uint8)
             ax = fig.add_subplot(1, len(shares), column + 1)

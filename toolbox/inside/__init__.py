@@ -4,7 +4,7 @@
         model(x)
     layers[0].alpha, layers[0].r                       # (B, H, T, S), (B, R, T, S)
 
-    with without(layers[0], "relations", 2):           # W_r's row of relation 2 is zero; restored bit for bit
+    with without(layers[:1], "relations", 2):          # W_r's row of relation 2 is zero; restored bit for bit
         model(x)
 
 Rows are receivers i, columns senders j. The model is in evaluation mode and reads whole sequences, without a cache.
@@ -33,17 +33,8 @@ class Layer:
     group: str                                 # "sensory", "relational" or "cross"
     module: nn.Module
     alpha: torch.Tensor = None                 # (B, H, T, S)
-    heads: torch.Tensor = None                 # (B, T, H d_h): the sums over j, side by side, before W_o
-    q: torch.Tensor = None                     # (B, H, T, d_h), rotated by position if there is RoPE
-    k: torch.Tensor = None                     # (B, G, S, d_h)
     r: torch.Tensor = None                     # (B, R, T, S); None where a group has no relations
-    s: torch.Tensor = None                     # s W_s, as symbols.project_symbols returns it
-    given: tuple = None                        # what RelationalAttention.literal was given: q, k, q_rel, k_rel, s W_s
-    options: dict = None                       # and its keyword arguments: causal, mask, relative
-
-    @property
-    def name(self):
-        return f"{'layer' if self.stack == 'stack' else self.stack} {self.number}"
+    heads: torch.Tensor = None                 # (B, T, H d_h): the sums over j, side by side, before W_o
 
     @property
     def n_relations(self):
@@ -100,32 +91,22 @@ def note(layer, layers, m, args, kwargs, output):
         raise ValueError(f"{len(x)} x {x.size(1)} tokens: their {kept} tables of attention weights and relations take "
                          f"{needed / 1e9:.1f} GB, more than {LARGEST / 1e9:.1f}: give a prompt of at most "
                          f"{int(x.size(1) * (LARGEST / needed) ** 0.5)} tokens, or one layer, as --layer=1")
-    if not layer.n_relations:                          # sensory heads, cross-attention, relational cross-attention
-        rope = kwargs.get("rope")
-        layer.q = split_heads(m.W_q(x), m.n_heads, rope)
-        layer.k = m.keys_and_values(y, rope)[0]
-        layer.alpha = attention_weights(layer.q, layer.k, causal=kwargs.get("causal", False), mask=kwargs.get("mask"))
-        return
-
-    def literal(*given, **options):                    # stands in for m.literal in the next call
-        layer.given, layer.options = given, options
-        return type(m).literal(m, *given, **options)
-    heads, m.literal = layer.heads, literal
-    try:
+    if layer.n_relations:
+        heads = layer.heads                            # of the form that the model really took
         _, layer.alpha, layer.r = m.forward(*args, **{**kwargs, "need_weights": True})
-    finally:
-        del m.literal
-    layer.heads = heads                                # those of the form that the model really took
-    layer.q, layer.k, _, _, layer.s = layer.given
+        layer.heads = heads
+    else:                                              # sensory heads, cross-attention, relational cross-attention
+        rope = kwargs.get("rope")
+        q, k = split_heads(m.W_q(x), m.n_heads, rope), split_heads(m.W_k(y), m.n_kv_heads, rope)
+        layer.alpha = attention_weights(q, k, causal=kwargs.get("causal", False), mask=kwargs.get("mask"))
 
 
 @torch.no_grad()
 def message_parts(layer):
     """Of a watched relational layer: sum_j alpha_ij r_ij W_r and sum_j alpha_ij s_j W_s, (B, H, T, d_h) each."""
-    m = layer.module
-    with zeroed((m.W_r, ...)):
-        symbols = m.literal(*layer.given, **layer.options)
-    return m.literal(*layer.given, **layer.options) - symbols, symbols
+    W_r = layer.module.W_r
+    relations = torch.einsum("bhij,brij->bhir", layer.alpha.to(W_r), layer.r.to(W_r)) @ W_r
+    return relations, split_heads(layer.heads, layer.module.n_heads) - relations
 
 
 @contextmanager
@@ -149,21 +130,27 @@ def watch_symbols(model):
 
 # ---- what it does without a part -------------------------------------------------------------------------------------
 
-def without(layer, what, index=None, how="zero", seed=0):
-    """Context in which a layer lacks its "relations" (all, or the one at `index`), "symbols" or "heads" (as above).
+@contextmanager
+def without(layers, what, index=None, how="zero", seed=0):
+    """Context in which layers lack their "relations" (all, or the one at `index`), "symbols" or "heads" (as above).
 
     zero: the weights that bring them in are zero (a bias, which says nothing about the sender, stays).
     resample: they are those of another sequence of the batch, the same one for all parts with the same seed.
     """
-    m = layer.module
-    if what == "relations" and how == "zero":
-        return zeroed((m.W_r, (slice(None), features(index, 1))))
-    if what == "relations":
-        return resampled([m.W_q_rel] if m.symmetric else [m.W_q_rel, m.W_k_rel], features(index, m.rel_proj_dim), seed)
-    if what == "symbols":
-        W_s = m.W_s if layer.n_relations else m.W_v                    # the latter in relational cross-attention
-        return zeroed((W_s.weight, ...)) if how == "zero" else resampled([W_s], slice(None), seed)
-    return zeroed((m.W_o.weight, (slice(None), features(index, m.W_o.in_features // m.n_heads))))
+    with ExitStack() as parts:
+        for m in (layer.module for layer in layers):
+            W_s = m.W_s if hasattr(m, "W_s") else m.W_v                # the latter in relational cross-attention
+            if what == "relations" and how == "zero":
+                part = zeroed(m.W_r, (slice(None), features(index, 1)))
+            elif what == "relations":
+                W_rel = [m.W_q_rel] if m.symmetric else [m.W_q_rel, m.W_k_rel]
+                part = resampled(W_rel, features(index, m.rel_proj_dim), seed)
+            elif what == "symbols":
+                part = zeroed(W_s.weight, ...) if how == "zero" else resampled([W_s], slice(None), seed)
+            else:
+                part = zeroed(m.W_o.weight, (slice(None), features(index, m.W_o.in_features // m.n_heads)))
+            parts.enter_context(part)
+        yield
 
 
 def features(index, width):
@@ -172,35 +159,24 @@ def features(index, width):
 
 
 @contextmanager
-def without_all(layers, what, how="zero", seed=0):
-    """The same for several layers at a time."""
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(without(layer, what, None, how, seed))
-        yield
-
-
-@contextmanager
-def zeroed(*parts):
-    """parts: (parameter, index). Context in which parameter[index] is 0; then it has its values again, bit for bit."""
-    kept = [p.detach().clone() for p, _ in parts]
+def zeroed(parameter, part):
+    """Context in which parameter[part] is 0; then it has its values again, bit for bit."""
+    kept = parameter.detach().clone()
     try:
         with torch.no_grad():
-            for p, index in parts:
-                p[index] = 0
+            parameter[part] = 0
         yield
     finally:
         with torch.no_grad():
-            for (p, _), values in zip(parts, kept):
-                p.copy_(values)
+            parameter.copy_(kept)
 
 
 @contextmanager
 def resampled(linears, columns, seed):
     """Context in which these columns of the outputs (B, T, features) of `linears` are those of another sequence."""
     def swap(m, args, output):
-        swapped = output.clone()
-        swapped[..., columns] = output[derangement(len(output), seed).to(output.device)][..., columns]
+        others, swapped = output[derangement(len(output), seed).to(output.device)], output.clone()
+        swapped[..., columns] = others[..., columns]
         return swapped
     with ExitStack() as hooks:
         for m in linears:

@@ -1,4 +1,6 @@
 """Images: which patches one patch relates to, what the class token attends to, what is lost without relations."""
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -6,8 +8,9 @@ from data import images
 from data.images import augment
 from toolbox.figures import inside as figures
 from toolbox.figures.slots import draw_slots
-from toolbox.inside import layers_of, watch, without_all
-from toolbox.inside.tables import losses_table
+from toolbox.inside import layers_of, watch
+from toolbox.inside.knock_outs import by_layer, knocked_out, losses_table
+from toolbox.inside.tables import say_if_fewer
 from workspace import slot_attention, slot_statistics
 
 IMAGES = 500                                # test images for the numbers, unless --n says otherwise
@@ -16,12 +19,10 @@ DRAWN = 3                                   # how many of them are drawn
 
 def look(runs, o, out):
     """runs: look.Looked. -> the text of the tables, and the files drawn in `out`."""
-    if o.prompt != "auto" or o.prompt_file:
-        raise ValueError("a prompt is for language and mathematics; of images choose a patch, as --patch=5")
     texts, files, rows = [], [], []
     for run in runs:
         x, y, pictures = test_images(run, o)
-        new = knocked_out(run, o, x, y)
+        new = knocked_out(run, o, by_layer(layers_of(run.model)), partial(losses, run.model, x, y))
         rows += new
         texts += [f"{run.name}: {len(x)} test images of {run.data.name}",
                   losses_table(new, "nats", "images"), accuracy_line(run, x, y)]
@@ -54,36 +55,22 @@ def test_images(run, o):
         if sum(map(len, labels)) >= (o.n or IMAGES):
             break
     found, labels = (torch.cat(parts)[:o.n or IMAGES] for parts in (found, labels))
+    say_if_fewer(o, len(labels), f"test images of {run.data.name}")
     return augment.normalised(found, run.data.mean, run.data.std), labels, found.cpu()
 
 
 @torch.no_grad()
-def logits_of(run, x):
-    return torch.cat([run.model(part)[0] for part in x.chunk(-(-len(x) // 250))])
+def logits_of(model, x):
+    return torch.cat([model(part)[0] for part in x.tensor_split(-(-len(x) // 250))])
 
 
-def losses(run, x, y):
-    return F.cross_entropy(logits_of(run, x), y, reduction="none").double().cpu()
+def losses(model, x, y):
+    """Cross-entropy of each image: (N,) in nats."""
+    return F.cross_entropy(logits_of(model, x), y, reduction="none").double().cpu()
 
 
 def accuracy_line(run, x, y):
-    return f"accuracy {(logits_of(run, x).argmax(-1) == y).double().mean():.3f}"
-
-
-def knocked_out(run, o, x, y):
-    """Rows: by how much the loss of each image rises without the relations, symbols or sensory heads of a layer."""
-    intact, rows, layers = losses(run, x, y), [], layers_of(run.model)
-    for number in (None, *sorted({layer.number for layer in layers})):
-        for what, group in (("relations", "relational"), ("symbols", "relational"), ("heads", "sensory")):
-            parts = [one for one in layers if number in (None, one.number) and one.group == group
-                     and (what != "relations" or one.n_relations)]
-            fixed = what == "heads" or what == "symbols" and run.options["symbols"] != "symbolic"
-            for how in ("zero", "resample"):
-                if parts and o.knock_out in (how, "both") and not (how == "resample" and fixed):
-                    with without_all(parts, what, how, o.seed):
-                        rows.append({"layer": f"layer {number}" if number else "all layers", "what": what, "how": how,
-                                     "intact": intact, "rise": losses(run, x, y) - intact})
-    return rows
+    return f"accuracy {(logits_of(run.model, x).argmax(-1) == y).double().mean():.3f}"
 
 
 def draw(run, o, out, x, pictures, texts):
@@ -99,8 +86,9 @@ def draw(run, o, out, x, pictures, texts):
     layer = next((one for one in layers if one.n_relations), None)
     name, maps = ("relation", layer.r) if layer else ("attention head", layers[0].alpha)
     if not layer:
+        kind = "an Associative Transformer" if run.options["memory_slots"] else "a Transformer"
         texts.append(f"{run.name} has " + ("RCA heads: no relations r" if run.options["n_ra"] else
-                                           "no relations: it is a Transformer") + ", only attention is drawn")
+                                           f"no relations: it is {kind}") + ", only attention is drawn")
     maps = maps[:, :4, has_class + patch, has_class:].unflatten(-1, (side, side)).cpu().numpy()
     files = [out / f"patch_{'relations' if layer else 'attention'}.png"]
     figures.draw_patch(files[0], f"{run.name}, layer {number}: {name}s of the framed patch (receiver) with all others",

@@ -1,5 +1,5 @@
 """Language: what is lost without relations or symbols, what symbols tell of a character, which characters relate."""
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from data.text import Tokens, fixed_starts
 from data.text import load as load_corpus
 from toolbox import inside
+from toolbox.files import read_text
 from toolbox.figures import inside as figures
-from toolbox.inside import layers_of, watch, watch_symbols, without_all
+from toolbox.inside import layers_of, watch, watch_symbols
+from toolbox.inside.knock_outs import by_layer, knocked_out, losses_table
 from toolbox.inside.statistics import entropy, joint_with, share_told_and_null
-from toolbox.inside.tables import losses_table, table
+from toolbox.inside.tables import say_if_fewer, table
 
 WINDOWS = 48                                # of text, for the numbers, unless --n says otherwise
 KINDS = 300                                 # the most frequent kinds of tokens are looked at (there are 256 bytes)
@@ -28,7 +30,7 @@ def look(runs, o, out):
     for run in runs:
         x, y, source = windows(run, o)
         texts.append(f"{run.name}: {len(x)} windows of {x.size(1)} tokens of {source}")
-        new = knocked_out(run, o, x, y)
+        new = knocked_out(run, o, by_layer(layers_of(run.model)), partial(losses, run.model, x, y))
         rows += [{"run": run.name, **row} for row in new]
         texts.append(losses_table(new, "nats per token", "windows"))
         groups = [layer for layer in layers_of(run.model, o.layer) if layer.group == "relational"]
@@ -41,7 +43,7 @@ def look(runs, o, out):
             taken.append((run, symbols))
         if groups and groups[0].n_relations:
             texts.append(pairs_told(run, x))
-        files += draw_prompt(run, o, out, texts) if run is runs[0] else []
+        files += draw_prompt(run, o, out, x, texts) if run is runs[0] else []
     if taken:
         files.append(out / "symbols.png")
         figures.draw_symbols(files[-1], [panel for run, symbols in taken[:2] for panel in panels(run, o, **symbols)])
@@ -55,7 +57,7 @@ def windows(run, o):
     """-> inputs and next tokens (N, T) each, and the name of their text: --prompt_file, or else the validation text."""
     length = run.model.cfg.max_len
     if o.prompt_file:
-        tokens, source = Tokens(np.array(run.tokenizer.encode(read(o.prompt_file)))), o.prompt_file
+        tokens, source = Tokens(np.array(run.tokenizer.encode(read_text(o.prompt_file)))), o.prompt_file
         if len(tokens) < 3:
             raise ValueError(f"{o.prompt_file} has {len(tokens)} tokens: give a text of three or more")
     else:
@@ -67,44 +69,20 @@ def windows(run, o):
             raise ValueError(f"{o.data}: not the text of this run, its alphabet is another; give it as --data=FILE")
     n = o.n or max(2, min(WINDOWS, WINDOWS * 128 // length))
     length = min(length, len(tokens) - 1)
-    return *(t.to(run.device) for t in tokens.windows(fixed_starts(len(tokens), length, n), length)), source
+    starts = fixed_starts(len(tokens), length, n)                      # without overlap
+    say_if_fewer(o, len(starts), f"windows of {length} tokens in {source}")
+    return *(t.to(run.device) for t in tokens.windows(starts, length)), source
 
-
-def read(path):
-    text = Path(path).read_bytes().decode(errors="surrogateescape")
-    if not text:
-        raise ValueError(f"{path} is empty: give a file with some text")
-    return text
-
-
-# ---- what is lost ----------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def losses(model, x, y):
     """Mean cross-entropy of each window: (N,) in nats per token."""
-    found = []
-    for idx, targets in zip(x.chunk(-(-len(x) // 16)), y.chunk(-(-len(x) // 16))):
+    found, n_parts = [], -(-len(x) // 16)
+    for idx, targets in zip(x.tensor_split(n_parts), y.tensor_split(n_parts)):
         logits = model(idx)[0]
         each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none").view_as(idx)
         found.append(each.sum(1) / (targets >= 0).sum(1))
     return torch.cat(found).double().cpu()
-
-
-def knocked_out(run, o, x, y):
-    """Rows: by how much the loss of each window rises without the relations, symbols or sensory heads of a layer."""
-    intact, rows = losses(run.model, x, y), []
-    layers = layers_of(run.model)
-    for number in (None, *sorted({layer.number for layer in layers})):
-        some = [layer for layer in layers if number in (None, layer.number)]
-        for what, group in (("relations", "relational"), ("symbols", "relational"), ("heads", "sensory")):
-            parts = [layer for layer in some if layer.group == group and (what != "relations" or layer.n_relations)]
-            fixed = what == "heads" or what == "symbols" and run.options["symbols"] != "symbolic" or len(x) < 2
-            for how in ("zero", "resample"):
-                if parts and o.knock_out in (how, "both") and not (how == "resample" and fixed):
-                    with without_all(parts, what, how, o.seed):
-                        rows.append({"layer": f"layer {number}" if number else "all layers", "what": what, "how": how,
-                                     "intact": intact, "rise": losses(run.model, x, y) - intact})
-    return rows
 
 
 # ---- symbols ---------------------------------------------------------------------------------------------------------
@@ -182,17 +160,34 @@ def panels(run, o, joints, effective, told, kinds, classes, characters=36, symbo
 
 # ---- relations -------------------------------------------------------------------------------------------------------
 
-@torch.no_grad()
 def pairs_told(run, x):
     """Per layer and relation: how much of r the two characters tell, and which pairs relate most and least."""
     x = x[:, :128]
     kinds = most_frequent(x, FREQUENT)
-    names, layers = [figures.visible(run.tokenizer.decode([kind])) for kind in kinds.tolist()], layers_of(run.model)
-    bytes_each = sum(one.module.n_heads + one.n_relations for one in layers) * x.size(1) ** 2 * 4
-    sums, n_kinds = {}, len(kinds)
-    for idx in x.split(max(1, min(16, inside.LARGEST // bytes_each))):
-        with watch(run.model) as layers:
-            run.model(idx)
+    names = [figures.visible(run.tokenizer.decode([kind]), figures.PLAIN) for kind in kinds.tolist()]
+    sums, control = sums_by_pair(run.model, x, kinds), sums_by_pair(run.untrained(), x, kinds)
+    rows = []
+    for number, (count, total, squares) in sums.items():
+        mean = total / count.clamp(min=1)
+        share, untrained = share_between(*sums[number]), share_between(*control[number])
+        for l in share.argsort(descending=True)[:4].sort().values.tolist():
+            often = (count[l] >= SEEN).nonzero()[:, 0]
+            order = often[mean[l, often].argsort()]
+            most, least = ("  ".join(f"{names[pair // len(kinds)]}<-{names[pair % len(kinds)]} {mean[l, pair]:+.1f}"
+                                     for pair in some.tolist()) for some in (order.flip(0)[:3], order[:3]))
+            pairs = [f"`` {text} ``".replace("|", r"\|") for text in (most, least)]
+            rows.append([number, l + 1, f"{untrained[l]:.2f}", f"{share[l]:.2f}", *pairs])
+    return table(["layer", "relation", "share of r's variance that the two characters tell: untrained", "trained",
+                  "relate most: receiver<-sender", "least"], rows)
+
+
+@torch.no_grad()
+def sums_by_pair(model, x, kinds):
+    """{layer: for each relation and pair of kinds (receiver, earlier sender) how often it occurs, sum of r, of r^2}."""
+    kept, n_kinds, sums = sum(one.module.n_heads + one.n_relations for one in layers_of(model)), len(kinds), {}
+    for idx in x.split(max(1, min(16, inside.LARGEST // (kept * x.size(1) ** 2 * 4)))):
+        with watch(model) as layers:
+            model(idx)
         index = torch.searchsorted(kinds, idx.cpu()).clamp(max=n_kinds - 1)
         known = kinds[index] == idx.cpu()                              # (B, T)
         earlier = torch.ones(idx.size(1), idx.size(1), dtype=torch.bool).tril(-1)
@@ -204,31 +199,25 @@ def pairs_told(run, x):
                 new = torch.stack([torch.zeros(len(r), n_kinds ** 2, dtype=torch.float64).index_add_(1, pair, one)
                                    for one in (torch.ones_like(r), r, r ** 2)])
                 sums[layer.number] = sums.get(layer.number, 0) + new
-    rows = []
-    for number, (count, total, squares) in sums.items():
-        mean, overall = total / count.clamp(min=1), total.sum(-1) / count.sum(-1)
-        between = (count * (mean - overall[:, None]) ** 2).sum(-1)
-        share = between / (squares.sum(-1) - count.sum(-1) * overall ** 2)
-        for l in share.argsort(descending=True)[:4].sort().values.tolist():
-            often = (count[l] >= SEEN).nonzero()[:, 0]
-            order = often[mean[l, often].argsort()]
-            most, least = ("  ".join(f"{names[pair // n_kinds]}←{names[pair % n_kinds]} {mean[l, pair]:+.1f}"
-                                     for pair in some.tolist()) for some in (order.flip(0)[:3], order[:3]))
-            pairs = [f"`` {text} ``".replace("|", r"\|") for text in (most, least)]
-            rows.append([number, l + 1, f"{share[l]:.2f}", *pairs])
-    return table(["layer", "relation", "share of r's variance that the two characters tell",
-                  "relate most: receiver←sender", "least"], rows)
+    return sums
+
+
+def share_between(count, total, squares):
+    """Sums by pair, (R, pairs) each -> the share of the variance that lies between pairs (R,)."""
+    overall = total.sum(-1) / count.sum(-1)
+    between = (count * (total / count.clamp(min=1) - overall[:, None]) ** 2).sum(-1)
+    return between / (squares.sum(-1) - count.sum(-1) * overall ** 2)
 
 
 @torch.no_grad()
-def draw_prompt(run, o, out, texts):
+def draw_prompt(run, o, out, x, texts):
     """Draws the relations (of a Transformer the attention) among the tokens of the prompt."""
     if o.prompt != "auto":
         prompt = run.tokenizer.encode(o.prompt)
     elif o.prompt_file:
-        prompt = run.tokenizer.encode(read(o.prompt_file))[:40]
+        prompt = run.tokenizer.encode(read_text(o.prompt_file))[:40]
     else:
-        prompt = windows(run, o)[0][0, :40].tolist()
+        prompt = x[0, :40].tolist()
     longest = run.model.cfg.max_len
     if len(prompt) > longest:
         texts.append(f"the prompt has {len(prompt)} tokens, more than this model reads: cut to its first {longest}")

@@ -1,13 +1,18 @@
 """Mathematics: what is lost without relations, symbols and single heads; the size of a symbol by its offset."""
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
 from data import mathematics
 from toolbox.figures import inside as figures
-from toolbox.inside import layers_of, watch, without, without_all
-from toolbox.inside.tables import losses_table, rise_text, table
+from toolbox.files import read_text
+from toolbox.inside import layers_of, watch, without
+from toolbox.inside.knock_outs import knocked_out, losses_table, rise_text, ways
+from toolbox.inside.tables import say_if_fewer, table
 
 PROBLEMS = 300                              # held out, of each level, for the numbers, unless --n says otherwise
+MOST = 10000                                # more are not generated: they would take hours
 
 
 def look(runs, o, out):
@@ -15,8 +20,9 @@ def look(runs, o, out):
     texts, files, rows, sizes = [], [], [], {}
     for run in runs:
         problems, source = held_out(run, o)
-        new, heads = knocked_out(run, o, problems), head_rows(run, o, problems)
-        rows += new
+        contexts = encoded(run, problems)
+        new = knocked_out_by_block(run, o, problems, contexts)
+        rows, heads = rows + new, head_rows(run, o, problems, contexts)
         texts += [f"{run.name}: {len(problems[0])} {source}", losses_table(new, "nats per character", "problems"),
                   f"without one head (its columns of W_o are zero) the loss rises by:\n\n{heads}"]
         if not run.options["n_ra"]:
@@ -41,6 +47,8 @@ def held_out(run, o):
     one, n = run.options, o.n or PROBLEMS
     levels = mathematics.LEVELS if one["level"] == "all" else (one["level"],)
     if one["data"] == "generated":
+        n = min(n, MOST)
+        say_if_fewer(o, n, "problems of each level that are generated")
         pairs = [pair for level in levels for pair in mathematics.generate(one["module"], level, n, 0, "val")]
         problems = mathematics.tokens(pairs)
     elif not o.data:
@@ -53,36 +61,38 @@ def held_out(run, o):
 
 
 @torch.no_grad()
-def losses(run, problems):
-    """For each problem n its nats, scaled so that the mean over problems is nats per character: (N,)."""
+def losses(run, problems, contexts=None):
+    """For each problem n its nats, scaled so that the mean over problems is nats per character: (N,).
+
+    contexts: what `encoded` returned, where only the decoder is changed: the encoder takes most of the time.
+    """
     nats, characters = [], []
-    for rows in torch.arange(len(problems[0])).chunk(-(-len(problems[0]) // 128)):
-        questions, inputs, targets = (t.to(run.device) for t in mathematics.batch(problems, rows))
-        logits = run.model(questions, inputs)[0]
+    for i, (questions, inputs, targets) in enumerate(batches(run, problems)):
+        logits = run.model.decode(inputs, *(contexts[i] if contexts else run.model.encode(questions)))
         each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=0, reduction="none")
         nats.append(each.view_as(targets).sum(1))
         characters.append((targets != 0).sum(1))
     return (torch.cat(nats).double() / torch.cat(characters).double().mean()).cpu()
 
 
-def knocked_out(run, o, problems):
-    """Rows: by how much the loss of each problem rises without the relations, symbols or sensory heads of a layer."""
-    intact, rows = losses(run, problems), []
-    for name, layers in by_block(run.model).items():
-        for what in ("relations", "symbols"):
-            parts = [one for one in layers if one.group == "relational" and (what != "relations" or one.n_relations)]
-            for how in ("zero", "resample"):
-                fixed = what == "symbols" and run.options["symbols"] != "symbolic"
-                if parts and o.knock_out in (how, "both") and not (how == "resample" and fixed):
-                    with without_all(parts, what, how, o.seed):
-                        rows.append({"layer": name, "what": what, "how": how, "intact": intact,
-                                     "rise": losses(run, problems) - intact})
-        for group in ("sensory", "cross"):
-            parts = [one for one in layers if one.group == group]
-            if parts and o.knock_out in ("zero", "both"):
-                with without_all(parts, "heads"):
-                    rows.append({"layer": name, "what": f"{group} heads", "how": "zero", "intact": intact,
-                                 "rise": losses(run, problems) - intact})
+@torch.no_grad()
+def encoded(run, problems):
+    return [run.model.encode(questions) for questions, _, _ in batches(run, problems)]
+
+
+def batches(run, problems):
+    """questions, inputs and targets of about 128 problems at a time."""
+    n = len(problems[0])
+    for rows in torch.arange(n).tensor_split(-(-n // 128)):
+        yield [t.to(run.device) for t in mathematics.batch(problems, rows)]
+
+
+def knocked_out_by_block(run, o, problems, contexts):
+    """Rows of knocked_out, for each block of the encoder and of the decoder."""
+    blocks, rows = by_block(run.model), []
+    for stack, given in (("encoder", None), ("decoder", contexts)):
+        groups = {name: layers for name, layers in blocks.items() if layers[0].stack == stack}
+        rows += knocked_out(run, o, groups, partial(losses, run, problems, given))
     return rows
 
 
@@ -90,22 +100,22 @@ def by_block(model):
     """{"encoder 1": its Layers, ...}."""
     blocks = {}
     for layer in layers_of(model):
-        blocks.setdefault(layer.name, []).append(layer)
+        blocks.setdefault(f"{layer.stack} {layer.number}", []).append(layer)
     return blocks
 
 
-def head_rows(run, o, problems):
+def head_rows(run, o, problems, contexts):
     """A table: by how much the loss rises without each head."""
-    if o.knock_out not in ("zero", "both"):
+    if not ways(run, o, "heads"):
         return "(not with this --knock_out)"
-    intact, rows = losses(run, problems), []
+    intact, rows = losses(run, problems, contexts), []
     for layer in layers_of(run.model):
-        cells = []
+        cells, given = [], contexts if layer.stack == "decoder" else None
         for head in range(layer.module.n_heads):
-            with without(layer, "heads", head):
-                rise = losses(run, problems) - intact
-            cells.append(rise_text(rise))
-        rows.append([layer.name, layer.group, *cells, *[""] * (run.model.cfg.n_heads - len(cells))])
+            with without([layer], "heads", head):
+                cells.append(rise_text(losses(run, problems, given) - intact))
+        empty = [""] * (run.model.cfg.n_heads - len(cells))
+        rows.append([f"{layer.stack} {layer.number}", layer.group, *cells, *empty])
     return table(["", "heads", *range(1, run.model.cfg.n_heads + 1)], rows)
 
 
@@ -131,10 +141,7 @@ def draw_question(run, o, out, texts):
     """Draws the relations (of a Transformer the attention) among the characters of a question, in the encoder."""
     question = mathematics.generate("algebra__sequence_next_term", "easy", 1, 0, "val")[0][0]
     if o.prompt_file:
-        with open(o.prompt_file, encoding="utf-8", errors="replace") as file:
-            question = file.read().strip()
-        if not question:
-            raise ValueError(f"{o.prompt_file} is empty: give a file with a question")
+        question = read_text(o.prompt_file).strip()
     elif o.prompt != "auto":
         question = o.prompt
     elif run.options["data"] == "generated":

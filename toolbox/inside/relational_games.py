@@ -11,13 +11,15 @@ import torch
 
 from data import relational_games as games
 from toolbox.figures import inside as figures
-from toolbox.figures.runs import labels
+from toolbox.figures.runs import labels, load_run
 from toolbox.inside import layers_of, message_parts, watch, without
+from toolbox.inside.images import draw_memory
+from toolbox.inside.knock_outs import ways
 from toolbox.inside.statistics import auc_within_places, probe, top_one
-from toolbox.inside.tables import each, table
+from toolbox.inside.tables import each, say_if_fewer, table
 from toolbox.run import NOT_COMPARED
 from toolbox.stats import mean_text
-from toolbox.training import RELATIONAL
+from toolbox.training import RELATIONAL, n_slots
 
 ROOT = Path(__file__).parents[2]
 IMAGES = 1000                               # on which numbers are computed, unless --n says otherwise
@@ -46,6 +48,11 @@ def look(runs, o, out):
     if not files:
         what = "RCA heads" if first.options["n_ra"] else "sensory heads only"
         texts.append(f"{names[0]} has {what}: no relations r, only attention")
+    if n_slots(first.options):
+        files.append(out / "slots.png")
+        x, _, _, images = test_images(first, o)
+        lines = draw_memory(first.model, (x,), torch.from_numpy(images).permute(0, 3, 1, 2), files[-1])
+        texts.append(f"{names[runs.index(first)]}, its memory:\n" + "\n".join(lines))
     if len({row["seed"] for row in rows}) > 1:
         files.append(out / "meaningful_or_used.png")
         figures.draw_meaningful_or_used(files[-1], rows)
@@ -67,6 +74,7 @@ def test_images(run, o):
     data = "generated" if one["data"] == "generated" else o.data or one["data"]
     images, labels = games.test_images(one["task"], one["sprites"], min(o.n or IMAGES, one["test_size"]), one["seed"],
                                        data=data, data_dir=o.data_dir, alternative=one["alternative"])
+    say_if_fewer(o, len(images), "test images of this run")
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float().to(run.device) / 255
     kinds = games.kinds_of_pairs(images, one["sprites"])
     compared = (kinds == 0).any(0)                                     # places where two objects are sometimes the same
@@ -105,8 +113,10 @@ def measured(run, o, x, y, kinds, trained, untrained):
     intact = accuracy()
     for layer, now, before in zip(layers_of(run.model), trained, untrained):
         parts = [("relations", l, f"relation {l + 1}") for l in range(layer.n_relations)]
+        if layer.n_relations > 1:
+            parts.append(("relations", None, "all relations"))
         if layer.group == "relational":
-            parts += [("symbols", None, "symbols")]
+            parts.append(("symbols", None, "symbols"))
         parts += [("heads", h, f"{layer.group} head {h + 1}") for h in range(layer.module.n_heads)]
         for what, index, name in parts:
             row = {"layer": layer.number, "part": name, "intact": intact}
@@ -118,11 +128,9 @@ def measured(run, o, x, y, kinds, trained, untrained):
                 row["top"] = top_one(others[same.any(-1)], same[same.any(-1)]) if same.any() else float("nan")
                 if what == "relations":
                     row["means"] = [values[kinds == kind].mean().item() for kind in range(len(games.KINDS))]
-            for how in ("zero", "resample"):
-                fixed = what == "heads" or what == "symbols" and run.options["symbols"] != "symbolic"
-                if o.knock_out in (how, "both") and not (how == "resample" and fixed):
-                    with without(layer, what, index, how, o.seed):
-                        row[how] = accuracy()
+            for how in ways(run, o, what):
+                with without([layer], what, index, how, o.seed):
+                    row[how] = accuracy()
             rows.append(row)
     return rows
 
@@ -204,7 +212,7 @@ def table_of_probes(rows):
 
 def train_again(folder, o):
     """A cell of Relational Games that was recorded without its weights: trains it again -> the path of its weights."""
-    record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    record = load_run(folder)
     options = record["options"]
     if "train_size" not in options or "task" not in options:
         raise ValueError(f"{folder} has no weights: there is no last.pt, the checkpoint of a run")

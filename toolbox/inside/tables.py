@@ -18,23 +18,7 @@ def each(values, digits=2):
                     for value in np.asarray(values, float))
 
 
-def losses_table(rows, unit, over, digits=3):
-    """rows: layer, what, how, intact (N,), rise (N,). A line for each layer; the mean and its standard error."""
-    columns = list(dict.fromkeys((row["what"], row["how"]) for row in rows))
-    if not rows:
-        return "nothing was taken out (--knock_out=none)"
-    words = {"relations": "relations", "symbols": "symbols", "heads": "sensory heads"}
-    lines = []
-    for layer in dict.fromkeys(row["layer"] for row in rows):
-        cells = {(row["what"], row["how"]): rise_text(row["rise"], digits) for row in rows if row["layer"] == layer}
-        lines.append([layer, *(cells.get(column, "") for column in columns)])
-    names = [f"without {words.get(what, what)}" + (", those of another one" if how == "resample" else "")
-             for what, how in columns]
-    return (f"loss {rows[0]['intact'].mean():.{digits}f} {unit}; it rises by (± standard error over {over}):\n\n"
-            + table(["", *names], lines))
-
-
-def rise_text(values, digits=3):
-    """values (N,) -> '+0.123 ± 0.004': their mean and its standard error."""
-    error = f" ± {values.std() / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():+.{digits}f}{error}"
+def say_if_fewer(o, n, what):
+    """Says on the screen, before long work begins, that there is less data than --n."""
+    if o.n and o.n > n:
+        print(f"--n={o.n}: there are only {n:,} {what}; all are taken", flush=True)
