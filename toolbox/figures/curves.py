@@ -184,7 +184,7 @@ def write_table(runs, path):
 def report(runs, out_dir, paper):
     """Writes curves.png and table.md -> the text of the table, and the files."""
     groups = group_runs(runs)
-    drawing.save(draw(groups), out_dir / "curves.png")
+    drawing.save(draw(groups), out_dir / "curves.png", dpi=120, palette=True)
     text = write_table(runs, out_dir / "table.md")
     if paper and not any(published(run).size for run in runs):
         text += "\n\n--paper: no published curve belongs to these models"

@@ -5,6 +5,7 @@ from contextlib import suppress
 import numpy as np
 from matplotlib import colormaps, style
 from matplotlib.figure import Figure                                 # without pyplot, which would choose a display
+from PIL import Image                       # which matplotlib needs itself
 
 from toolbox.files import writing
 from toolbox.figures.runs import measured
@@ -47,11 +48,14 @@ def panels(rows, columns, width, height, **options):
     return fig, axes
 
 
-def save(fig, path, dpi=DPI):
-    """Writes the figure; half of one, on a full disk, is removed."""
+def save(fig, path, dpi=DPI, palette=False):
+    """Writes the figure; half of one, on a full disk, is removed. palette: 256 colors, a third of the bytes."""
     try:
         with writing(path):
             fig.savefig(path, dpi=dpi)
+            if palette:
+                with Image.open(path) as image:
+                    image.convert("RGB").quantize(256).save(path)
     except BaseException:
         with suppress(OSError):
             path.unlink()
