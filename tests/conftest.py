@@ -1,10 +1,10 @@
 """What several tests share: a run that takes a second."""
 import os
-from pathlib import Path
 
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from extras import blocked
@@ -19,9 +19,10 @@ if "DAT_TEST_DATA" in os.environ:              # GPT-2's tokenizer is there, too
 
 @pytest.fixture(autouse=True)
 def blank_figures(request, monkeypatch):
-    """To lay out and write a figure takes longer than a small run: files stay empty but in tests marked `figures`."""
+    """To lay out and write a figure takes longer than a small run: one pixel, but not in tests marked `figures`."""
     if "figures" not in request.keywords:
-        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
+        monkeypatch.setattr(Figure, "savefig",
+                            lambda figure, path, **options: Image.new("RGB", (1, 1)).save(path, "png"))
 
 
 @pytest.fixture
