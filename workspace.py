@@ -64,25 +64,33 @@ class GlobalWorkspace(nn.Module):
         # authors' code: the graph ends here, so W_v, W_o and the norm get no gradient; here: the read is differentiated
         # through the write, as in the equations. The old memory is copied, since the backward pass needs its values.
         gamma = self.memory.clone()
-        G = self.gates(xi)                                           # (S, M, L)
-        v = self.split(self.W_v(xi))                                 # (S, L, D)
-        h = (G @ v).transpose(0, 1).flatten(1)                       # Eq. 3: (M, S D)
+        tokens, weights = self.choose(xi)                            # G without its zeros: (S, M, k) both
+        # G v = (G Xi) W_v, in this order, because few tokens are chosen; an embedding_bag sums those alone
+        sums = F.embedding_bag(tokens.flatten(0, 1), xi.type_as(weights), per_sample_weights=weights.flatten(0, 1),
+                               mode="sum").unflatten(0, tokens.shape[:2])                    # G Xi: (S, M, E)
+        W_v = self.W_v.weight.unflatten(0, (self.heads, -1))         # (S, D, E)
+        h = (sums @ W_v.mT).transpose(0, 1).flatten(1)               # Eq. 3: (M, S D)
         new = self.norm(gamma + self.dropout(self.W_o(h)))           # (M, D)
         gamma = F.normalize(self.decay * gamma + (1 - self.decay) * new, dim=-1)             # Eq. 4
         self.memory.copy_(gamma.detach())
         # paper: also CV^2 of how many slots chose a token; here: not, because that term has no gradient
-        self.balance_loss = self.balance * cv_squared(G.sum(1)).sum()                        # Eq. 6
+        shares = weights.new_zeros(self.heads, len(xi)).scatter_add(1, tokens.flatten(1), weights.flatten(1))
+        self.balance_loss = self.balance * cv_squared(shares).sum()  # Eq. 6; shares (S, L): sum over slots of G
         return gamma
 
-    def gates(self, xi):
-        """Eq. 2: tokens xi (L, E) -> G (S, M, L), whose rows sum to 1 and have min(bottleneck, L) entries above 0."""
+    def choose(self, xi):
+        """Eq. 2: tokens xi (L, E) -> the k best for each head and slot, as indices (S, M, k), and their weights."""
         # a copy: the backward pass needs the values that `write` replaces
         q = self.split(self.W_q(self.memory.clone() if self.queries is None else self.queries))          # (S, M, D)
         k = self.split(self.W_k(xi))                                 # (S, L, D)
-        A = q @ k.mT / math.sqrt(k.size(-1))                         # (S, M, L)
-        scores, tokens = A.topk(min(self.bottleneck, A.size(-1)), dim=-1)
-        weights = scores.softmax(-1)                                 # (S, M, bottleneck)
-        return weights.new_zeros(A.shape).scatter(-1, tokens, weights)
+        A = q / math.sqrt(k.size(-1)) @ k.mT                         # (S, M, L)
+        scores, tokens = A.topk(min(self.bottleneck, A.size(-1)), dim=-1, sorted=False)
+        return tokens, scores.softmax(-1)
+
+    def gates(self, xi):
+        """Eq. 2: tokens xi (L, E) -> G (S, M, L), 0 but for the chosen tokens."""
+        tokens, weights = self.choose(xi)
+        return weights.new_zeros(*tokens.shape[:2], len(xi)).scatter(-1, tokens, weights)
 
     def split(self, x):
         """(n, S D) -> (S, n, D)"""

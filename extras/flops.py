@@ -21,10 +21,9 @@ attends to all T tokens, causal or not, and an embedding lookup is free. Multipl
       symbols    symbolic: x W_q, F_lib, S_lib    d^2 + 2 n_symbols d           in each layer, if shared, too
                  relative, positional             0; but relative symbols, counted for each sequence, need s W_s
                                                   for min(2 max_distance + 1, 2 T - 1) offsets
-      workspace  Xi W_k, Xi W_v                   2 d S D                       S heads of width D, M slots
-                 q k^T, G v                       2 S M D                       G counted with its zeros
+      workspace  Xi W_k, q k^T                    d S D + S M D                 S heads of width D, M slots
                  Xi Y^T, and what it reads        2 M d
-                 gamma W_q, h W_o, gamma W_LT     0: once for a whole batch
+                 (G Xi) W_v, and on the memory    0: once for a whole batch
 
 Relational cross-attention has no relations: the same five and the symbols. share_qk saves weights, not work: both
 groups apply W_q, W_k, and both count. A frozen S_lib counts as if it had a gradient. Evaluation needs 2 M d of the
@@ -60,7 +59,7 @@ def per_token(cfg):
         layer += d ** 2 + 2 * cfg.n_symbols * d
     S, M, D = cfg.memory_heads, cfg.memory_slots, cfg.memory_width
     if M:
-        layer += 2 * d * S * D + 2 * S * M * D + 2 * M * d
+        layer += d * S * D + S * M * D + 2 * M * d
     return 3 * 2 * (cfg.n_layers * layer + d * cfg.vocab_size)
 
 

@@ -237,10 +237,14 @@ def test_a_row_of_slots_shows_where_it_attends_and_its_strongest_patches():
     images = np.random.default_rng(0).integers(0, 255, (3, 12, 12, 3)).astype(np.uint8)
     share = np.zeros((3, 4))
     share[1, 2], share[2, 1] = 0.7, 0.3                                # first the patch at the lower left of image 1
-    row = slots.slot_row(images, share, share.sum(0) / 0.7, 2, 2)
+    row = slots.slot_row(images, np.arange(3), share, share.sum(0) / 0.7, 2, 2)
     cells = [row[:slots.CELL, i * (slots.CELL + slots.GAP):][:, :slots.CELL] for i in range(3)]
+    cells = [cell[1:-1, 1:-1] for cell in cells]                       # without their frames
     assert np.array_equal(cells[1], np.repeat(np.repeat(images[1, 6:, :6], 4, 0), 4, 1))
     assert np.array_equal(cells[2], np.repeat(np.repeat(images[2, :6, 6:], 4, 0), 4, 1))
+    same = slots.slot_row(images, np.array([0, 1, 1]), share, share.sum(0) / 0.7, 2, 2)    # images 1 and 2 are equal
+    last = slice(2 * (slots.CELL + slots.GAP), None)
+    assert not np.array_equal(same[:, last], row[:, last])
     dark = cells[0].sum(-1).astype(float)
     assert dark[-1, 0] < dark[0, -1] < dark[0, 0] == dark[-1, -1]      # 0.7, 0.3 and twice nothing
 

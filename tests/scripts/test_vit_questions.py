@@ -80,7 +80,7 @@ def test_questions_are_scored_by_kind_beside_two_levels_without_vision(options, 
     subtype = images.Questions(val_size=20).subtype
     assert len(folders(tmp_path)) == 4                                 # DAT and Transformer, with and without memory
     assert shown.count("  guessing: all 0.") == shown.count("  counting: all 0.") == 4
-    assert "Without vision, counting shapes while ignoring all places: all 0." in (tmp_path / "table.md").read_text()
+    assert "Without places, counting shapes: all 0." in (tmp_path / "table.md").read_text()
     for folder in folders(tmp_path):
         scores = json.loads((folder / "config.json").read_text())["scores"]
         assert scores.keys() == {"test_loss", "test_accuracy", "images", "nearest", "furthest", "count"}

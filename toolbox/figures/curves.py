@@ -20,7 +20,7 @@ METRICS = {"val_loss": ("validation loss", "nats", False), "char_accuracy": ("ch
            "exact_match": ("exact match", "", True), "val_accuracy": ("validation accuracy", "", True),
            "test_accuracy": ("test accuracy", "", True),
            **{kind: (kind, "", True) for kind in ("nearest", "furthest", "count")}}         # questions of Sort-of-CLEVR
-LEVELS = {"guessing": "always the most frequent answer", "counting": "counting shapes while ignoring all places"}
+LEVELS = {"guessing": "Without vision, always the most frequent answer", "counting": "Without places, counting shapes"}
 LOSS_IS_PER = {"tokens": "token", "problems": "character", "images": "image"}          # by what a run counts
 
 # The paper's language models on TinyStories (Figure 4, Table 1; see results/paper), in our shapes: docs/differences.md
@@ -139,7 +139,7 @@ def table(groups):
         lines += ["", "±: half the 95% Student-t interval of the mean over seeds."]
     for level, accuracy in all_runs[0]["facts"].get("levels", {}).items():
         shares = ", ".join(f"{kind} {share:.3f}" for kind, share in accuracy.items())
-        lines += ["", f"Without vision, {LEVELS[level]}: {shares}."]
+        lines += ["", f"{LEVELS[level]}: {shares}."]
     if in_paper:
         lines += ["", "Published: after 13.1 billion of Llama's tokens; ours are GPT-2's: losses compare roughly."]
     accuracies = [name for name in metrics if METRICS[name][2]]       # easier to judge than a loss, where there are any
@@ -184,7 +184,7 @@ def write_table(runs, path):
 def report(runs, out_dir, paper):
     """Writes curves.png and table.md -> the text of the table, and the files."""
     groups = group_runs(runs)
-    drawing.save(draw(groups), out_dir / "curves.png")
+    drawing.save(draw(groups), out_dir / "curves.png", dpi=120)
     text = write_table(runs, out_dir / "table.md")
     if paper and not any(published(run).size for run in runs):
         text += "\n\n--paper: no published curve belongs to these models"
