@@ -99,7 +99,7 @@ def train(cfg, run, corpus, device, dtype, stop_requested):
         run.add(mean_loss, norm)
 
         if step % cfg.log_every == 0 or step == cfg.max_steps:
-            run.log(step, train_loss=run.mean_loss(), lr=lr)
+            run.log(step, **run.means(), lr=lr)
         if step % cfg.eval_every == 0 or step == cfg.max_steps:
             with run.paused():
                 val_loss = evaluate(model, corpus.val, starts, cfg, device, dtype)

@@ -103,14 +103,15 @@ def train(run, data, device, dtype):
         order = np.random.default_rng([cfg.seed, epoch]).permutation(len(images))
         batch = training.to_device(torch.from_numpy(order[i * cfg.batch_size:][:cfg.batch_size]), device)
         with training.autocast(device, dtype):
-            _, loss = forward(pixels(images[batch]), labels[batch])
+            logits, loss = forward(pixels(images[batch]), labels[batch])
+        accuracy = (logits.argmax(-1) == labels[batch]).float().mean()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        run.add(loss, norm)
+        run.add(loss, norm, accuracy)
         if step % cfg.log_every == 0 or step == cfg.max_steps:
-            run.log(step, train_loss=run.mean_loss(), lr=lr)
+            run.log(step, **run.means(), lr=lr)
 
     accuracy = {sprites: evaluate(model, *test, device, dtype) for sprites, test in tests.items()}
     if cfg.keep_weights:
@@ -213,7 +214,7 @@ def main(argv=None):
             max_steps = cfg.epochs * steps_per_epoch(cfg)
             # data is identified by the checksums of its files, not by its path
             runs.append(Run(replace(cfg, data=Path(cfg.data).name), {"files": files, "dtype": str(dtype)},
-                            unit="images", per_step=min(cfg.batch_size, cfg.train_size),
+                            unit="images", metrics=("train_accuracy",), per_step=min(cfg.batch_size, cfg.train_size),
                             max_steps=min(max_steps, cfg.max_steps or max_steps)))
         new = [run for run in runs if not run.reusable(quiet=True)]
         print(f"device: {why}\n{len(runs)} runs, {len(runs) - len(new)} of them finished before")

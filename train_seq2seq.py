@@ -92,15 +92,17 @@ def train(cfg, run, problems, val, device, dtype, stop_requested):
         questions, inputs, targets = (training.to_device(t, device)                        # (B, S), (B, T), (B, T)
                                       for t in mathematics.batch(problems, rows))
         with training.autocast(device, dtype):
-            _, loss = forward(questions, inputs, targets)
+            logits, loss = forward(questions, inputs, targets)
+        counted = targets != PAD
+        accuracy = ((logits.argmax(-1) == targets) & counted).sum() / counted.sum()                  # of characters
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        run.add(loss, norm)
+        run.add(loss, norm, accuracy)
 
         if step % cfg.log_every == 0 or step == cfg.max_steps:
-            run.log(step, train_loss=run.mean_loss(), lr=lr)
+            run.log(step, **run.means(), lr=lr)
         if step % cfg.eval_every == 0 or step == cfg.max_steps:
             with run.paused():
                 measured = evaluate(model, val, device, dtype)
@@ -218,8 +220,8 @@ def main(argv=None):
         with one_line_errors():
             problems, val, facts = mathematics.load(source, cfg.module, cfg.level, cfg.train_size, cfg.val_size)
             initial = load_initial(cfg.init_from) if cfg.init_from else None
-            run = Run(cfg, {**facts, "dtype": str(dtype)}, unit="problems", per_step=cfg.batch_size, metrics=METRICS,
-                      initial=initial)
+            run = Run(cfg, {**facts, "dtype": str(dtype)}, unit="problems", per_step=cfg.batch_size,
+                      metrics=("train_accuracy", *METRICS), initial=initial)
         if not run.reusable():
             all_levels = tuple(torch.cat(tables) for tables in zip(*val.values()))
             with run, training.stop_on_signal() as stop_requested:

@@ -107,23 +107,25 @@ def train(cfg, run, data, device, dtype, stop_requested):
     for step in range(run.step + 1, cfg.max_steps + 1):
         training.reseed(cfg.seed, step)                               # for augmentation and dropout
         lr = training.set_learning_rate(optimizer, step, cfg)
-        mean_loss = 0.0
+        mean_loss = accuracy = 0.0
         for _ in range(cfg.grad_accum):
             with one_line_errors():                                   # images may vanish from a disk
                 x, y, *questions = next(batches)                      # uint8 (B, 3, H, W), (B,), perhaps (B, 18)
             x, y = for_training(x, y, cfg, data)                      # float, (B, n_classes)
             with training.autocast(device, dtype):
-                _, loss = forward(x, y, *questions)
+                logits, loss = forward(x, y, *questions)
+            right = logits.argmax(-1) == y.argmax(-1)                 # of mixed images: the one with the larger share
+            accuracy = accuracy + right.float().mean() / cfg.grad_accum
             loss = loss / cfg.grad_accum
             loss.backward()
             mean_loss = mean_loss + loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        run.add(mean_loss, norm)
+        run.add(mean_loss, norm, accuracy)
 
         if step % cfg.log_every == 0 or step == cfg.max_steps:
-            run.log(step, train_loss=run.mean_loss(), lr=lr)
+            run.log(step, **run.means(), lr=lr)
         if step % cfg.eval_every == 0 or step == cfg.max_steps:
             with run.paused():
                 loss, accuracy, _ = evaluate(model, data, "val", device, dtype)
@@ -245,7 +247,8 @@ def main(argv=None):
             f"{data.facts[part]:,} for {what}" for part, what in (("train", "training"), ("val", "validation"),
                                                                   ("test", "testing"))) + f"\ndevice: {why}")
         runs = [Run(cfg, {**data.facts, "dtype": str(dtype)}, unit="images", per_step=cfg.batch_size * cfg.grad_accum,
-                    metrics=("val_loss", "val_accuracy", *slot_columns(cfg)), initial=initial) for cfg in configs]
+                    metrics=("train_accuracy", "val_loss", "val_accuracy", *slot_columns(cfg)), initial=initial)
+                for cfg in configs]
     for cfg, run in zip(configs, runs):
         if not run.reusable():
             with run, training.stop_on_signal() as stop_requested:

@@ -86,7 +86,8 @@ class Run:
         self.record = {"options": options, "facts": plain(facts, "facts"), "code": code_hash(cfg),
                        "command": shlex.join(["python", *sys.argv]), "torch": torch.__version__, "finished": False}
         self.step, self.best = 0, math.inf                             # of the last checkpoint; the lowest loss so far
-        self.losses, self.norms, self.read = [], [], []                # of the last steps: on the device; read from it
+        self.losses, self.norms, self.shares = [], [], []              # of the last steps, on the device
+        self.read, self.read_shares = [], []                           # of those before, since the last row of the log
         self.seconds, self.since = 0.0, None                           # on the clock; since when it runs
         self.row = {"step": 0, "seconds": 0.0}                         # of the last training row
         self.rows = []                                                 # those that are not in log.csv yet
@@ -199,13 +200,18 @@ class Run:
         optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.seconds, self.read, self.row = (
             state[name] for name in ("step", "best", "seconds", "losses", "row"))
+        self.read_shares = state.get("accuracies", [])                 # older checkpoints have none
 
     # ---- while it trains ----
 
-    def add(self, loss, gradient_norm=None):
-        """One step's loss (this process's share of the mean) and gradient norm: tensors, which are not read yet."""
+    def add(self, loss, gradient_norm=None, accuracy=None):
+        """One step's loss (this process's share of the mean), gradient norm, and share of right answers in the batch.
+
+        They are tensors, which are not read yet.
+        """
         self.losses.append(loss.detach().clone())                      # CUDA graphs overwrite their outputs
         self.norms += [gradient_norm.detach()] if gradient_norm is not None else []
+        self.shares += [accuracy] if accuracy is not None else []
         self.bar.update()
 
     def check(self):
@@ -214,7 +220,8 @@ class Run:
             return
         losses = distributed.total(torch.stack(self.losses).tolist())
         norms = torch.stack(self.norms).tolist() if self.norms else []
-        self.read, self.losses, self.norms = self.read + losses, [], []
+        self.read_shares += torch.stack(self.shares).tolist() if self.shares else []
+        self.read, self.losses, self.norms, self.shares = self.read + losses, [], [], []
         for name, values in (("train_loss", losses), ("gradient norm", norms)):
             self.stop_unless_finite(name, values)
 
@@ -230,11 +237,12 @@ class Run:
                   f"--warmup_steps may help", file=sys.stderr)
         raise SystemExit(1)
 
-    def mean_loss(self):
-        """Mean of the losses since the last call."""
+    def means(self):
+        """{"train_loss": mean of the losses since the last call}, and "train_accuracy" if there are accuracies."""
         self.check()
-        mean, self.read = sum(self.read) / len(self.read), []
-        return mean
+        read = {"train_loss": self.read, "train_accuracy": self.read_shares}
+        self.read, self.read_shares = [], []
+        return {name: sum(values) / len(values) for name, values in read.items() if values}
 
     @contextmanager
     def paused(self):
@@ -274,7 +282,7 @@ class Run:
                 self.append_rows()
             except OSError as error:                                   # no reason to lose the steps since the last save
                 self.bar.write(f"{error}; its rows are kept for later")
-            if self.bar.disable or metrics:                            # on a terminal the bar shows training rows
+            if self.bar.disable or train_loss is None:                 # on a terminal the bar shows training rows
                 self.bar.write(text)
 
     def append_rows(self):
@@ -299,7 +307,7 @@ class Run:
         self.check()
         state = {"options": self.record["options"], "facts": self.record["facts"], "step": step,
                  "model": model.state_dict(), "optimizer": optimizer.state_dict(), "seconds": self.clock(),
-                 "best": self.best, "losses": self.read, "row": self.row}
+                 "best": self.best, "losses": self.read, "accuracies": self.read_shares, "row": self.row}
         if distributed.RANK == 0:
             with one_line_errors():
                 self.append_rows()

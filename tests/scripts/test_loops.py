@@ -125,6 +125,27 @@ def test_a_log_has_a_row_for_each_training_loss_and_one_for_each_validation(whol
     assert all(bool(row["lr"]) == bool(row["train_loss"]) for row in rows)
 
 
+def test_the_training_accuracy_is_the_share_of_right_answers_in_the_batches_since_the_last_row(script, train, tmp_path,
+                                                                                               monkeypatch):
+    """Computed again from what the model returned in each pass; language models log none."""
+    if script is train_lm:
+        pytest.skip("losses alone")
+    Model, passes = (VisionTransformer, []) if script is train_vit else (Seq2SeqTransformer, [])
+    forward = Model.forward
+
+    def recorded(model, *inputs):
+        logits, loss = forward(model, *inputs)
+        if model.training:
+            targets = inputs[1].argmax(-1) if script is train_vit else inputs[2]
+            passes.append((logits.argmax(-1) == targets)[targets != (-1 if script is train_vit else 0)].double().mean())
+        return logits, loss
+    monkeypatch.setattr(Model, "forward", recorded)
+    rows = [row for row in rows_of(train(tmp_path)) if row["train_loss"]]
+    each = len(passes) // len(rows)                                   # 4 steps: 8 passes with --grad_accum=2
+    for i, row in enumerate(rows):
+        assert float(row["train_accuracy"]) == pytest.approx(sum(passes[each * i:each * (i + 1)]).item() / each)
+
+
 @pytest.mark.parametrize("stopped_at", [7, 12])                        # no row and no validation; the last step
 def test_ctrl_c_finishes_the_step_and_saves_and_resume_continues_bit_for_bit(stopped_at, train, whole, at_step,
                                                                              ctrl_c, tmp_path, capsys):

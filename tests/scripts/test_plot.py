@@ -11,6 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import plot
+from model import TransformerConfig
 from toolbox.figures import curves, drawing, mathematics, slots
 from toolbox.figures.runs import group_runs, labels, load_run
 
@@ -30,7 +31,8 @@ def language_run(folder, n_ra, seed, losses, facts=None, **options):
     facts = {"data": "torch", "bytes_per_token": 1.0, "sha256": "0" * 64, **(facts or {})}
     rows = [f"{i * 10},{i * 100},{'' if i == 0 else loss + 0.1},{loss},0.1,{50 + i if i else 0},{i * 1.5}"
             for i, loss in enumerate(losses)]
-    write_run(folder, {"n_heads": 8, "n_ra": n_ra, "seed": seed, "max_steps": 10, **options}, facts,
+    options = {**vars(TransformerConfig()), "n_heads": 8, "n_ra": n_ra, "seed": seed, "max_steps": 10, **options}
+    write_run(folder, options, facts,
               "step,tokens,train_loss,val_loss,lr,tokens_per_s,seconds", rows)
 
 
@@ -145,7 +147,7 @@ def test_training_and_validation_may_have_rows_of_their_own(tmp_path, shown):
     assert tables[0] == tables[1] and len(tables[0]) == 3
     lines = [[line.get_xydata().tolist() for ax in curves.draw(group_runs([load_run(tmp_path / name / "a")])).axes
               for line in ax.lines] for name in ("together", "apart")]
-    assert lines[0] == lines[1] and len(rows) == 5 and [len(line) for line in lines[0]] == [2, 2, 2, 3, 3, 3]
+    assert lines[0] == lines[1] and len(rows) == 5 and [len(line) for line in lines[0]] == [2] * 4 + [3] * 4
 
 
 def test_more_accuracy_is_better_and_less_loss():
@@ -191,7 +193,7 @@ def test_groups_are_named_by_what_sets_them_apart_and_pairs_share_everything_els
     language_run(tmp_path / "c", 0, 1, [5.5, 1.3], symmetric=False, d_model=128)
     language_run(tmp_path / "w", 0, 1, [5.5, 1.2], symmetric=False, d_model=256)     # another width: no baseline
     text = shown(f"--runs={tmp_path}")
-    assert ("DAT 4+4, symmetric=True, d_model=128 - Transformer 8+0, d_model=128: +0.1000 nats per token "
+    assert ("DAT 4+4, d_model=128, symmetric=True - Transformer 8+0, d_model=128: +0.1000 nats per token "
             "(1 seed: too few to tell from noise; try --seed=1,2,3)") in text
     assert "- Transformer 8+0, d_model=256" not in text
 
@@ -284,15 +286,16 @@ def test_losses_have_an_axis_in_bits_per_byte_if_it_serves_all_runs(tmp_path):
 
 def test_the_papers_losses_on_tinystories_stand_beside_its_models(tmp_path, shown):
     whole = {"tokenizer": "gpt2", "bytes": curves.TINYSTORIES_BYTES}
-    model = dict(d_model=64, n_layers=5, symbols="symbolic", symmetric=False, activation="swiglu", max_len=512)
+    model = dict(d_model=64, n_layers=5, symbols="symbolic", symmetric=False, activation="swiglu", max_len=512,
+                 dropout=0.1)
     language_run(tmp_path / "a", 4, 1, [5.5, 1.5], facts=whole, **model)
     language_run(tmp_path / "b", 0, 1, [5.5, 1.5], facts=whole, **{**model, "n_layers": 99})
     language_run(tmp_path / "c", 4, 1, [5.5, 1.5], facts={**whole, "bytes": 10 ** 7, "sha256": "f" * 64}, **model)
     runs = [load_run(tmp_path / name) for name in "abc"]
     assert [curves.published(run).shape for run in runs] == [(2, 50), (2, 0), (2, 0)]
     axes = curves.draw(group_runs(runs)).axes
-    assert [sum("published" in line.get_label() for line in ax.lines) for ax in axes] == [0, 0, 0, 0, 1, 0]
-    assert axes[4].get_xscale() == "log"
+    assert [sum("published" in line.get_label() for line in ax.lines) for ax in axes] == [0] * 5 + [1, 0, 0]
+    assert axes[5].get_xscale() == "log"
     assert f"| {curves.published(runs[0])[1][-1]:.3f} | 1 |" in shown(f"--runs={tmp_path}")
 
 
@@ -318,3 +321,24 @@ def test_the_legend_is_whole_and_clear_of_the_panels():
     assert min(legend.p0) >= 0 and legend.x1 <= fig.bbox.x1
     for ax in axes[0]:
         assert ax.get_tightbbox().y0 >= legend.y1 and ax.get_window_extent().height > 100
+
+
+def test_at_equal_seconds_and_operations_the_slower_model_is_read_where_the_faster_one_ended(tmp_path):
+    """Losses fall by 1 each 10 steps. The DAT takes 2 s for each 1 s of the Transformer, which ends after 3 s."""
+    for n_ra, pace in ((4, 2), (0, 1)):
+        for seed in (1, 2, 3):
+            folder = tmp_path / f"{n_ra}{seed}"
+            language_run(folder, n_ra, seed, [5.0, 4.0, 3.0, 2.0], schedule="cosine")
+            log = rows_of(folder / "log.csv")
+            lines = [",".join([*row.values()][:-1] + [str(pace * i)]) for i, row in enumerate(log)]
+            (folder / "log.csv").write_text("\n".join([",".join(log[0]), *lines]) + "\n")
+    dat, transformer = group_runs([load_run(path) for path in tmp_path.iterdir()]).values()
+    seconds, operations = curves.equal_budgets("DAT", dat, "Transformer", transformer, "val_loss")
+    assert "at equal seconds (3.0): +1.5000 [+1.5000, +1.5000] (the slower model's" in seconds       # 3.5 - 2.0
+    cost = [curves.operations(runs[0])[-1] for runs in (dat, transformer)]
+    assert cost[0] > cost[1]
+    at = 5 - 3 * cost[1] / cost[0]                                    # of the DAT's loss at the Transformer's operations
+    assert f": {at - 2:+.4f} [" in operations
+    for run in (*dat, *transformer):
+        run["options"]["schedule"] = "constant"
+    assert "slower" not in "".join(curves.equal_budgets("DAT", dat, "Transformer", transformer, "val_loss"))

@@ -134,7 +134,8 @@ def trained(tmp_path):
         small = dict(d_model=16, d_ff=16, train_size=40, test_size=20, batch_size=16, epochs=2, log_every=2)
         cfg = Config(**{**small, **changes, "out_dir": str(tmp_path / f"run{len(list(tmp_path.iterdir()))}")})
         steps = cfg.epochs * train_relgames.steps_per_epoch(cfg)
-        with Run(cfg, {"dtype": "float32"}, unit="images", per_step=cfg.batch_size, max_steps=steps) as run:
+        with Run(cfg, {"dtype": "float32"}, unit="images", metrics=("train_accuracy",), per_step=cfg.batch_size,
+                 max_steps=steps) as run:
             train_relgames.train(run, cfg.data, CPU, torch.float32)
         return json.loads((run.folder / "config.json").read_text()), rows_of(run.folder / "log.csv")
     return train

@@ -105,8 +105,8 @@ def test_a_plain_run_trains_both_scores_them_and_is_reused(tmp_path, capsys, mon
     for folder in folders:
         assert {p.name for p in folder.iterdir()} == {"config.json", "log.csv", "best.pt", "last.pt"}
         rows = rows_of(folder / "log.csv")
-        assert list(rows[0]) == ["step", "problems", "train_loss", "val_loss", "char_accuracy", "exact_match", "lr",
-                                 "problems_per_s", "seconds"]
+        assert list(rows[0]) == ["step", "problems", "train_loss", "train_accuracy", "val_loss", "char_accuracy",
+                                 "exact_match", "lr", "problems_per_s", "seconds"]
         assert [(r["step"], r["problems"], bool(r["exact_match"])) for r in rows] == [
             ("0", "0", True), ("2", "8", False), ("4", "16", False), ("4", "16", True), ("6", "24", False),
             ("8", "32", False), ("8", "32", True)]

@@ -5,10 +5,12 @@ The table serves the runs on mathematics, too.
 import csv
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from extras import flops
 from toolbox.files import write_text
 from toolbox.figures import drawing
 from toolbox.figures.runs import comparable, final, group_runs, measured, speed, unit_of
@@ -68,16 +70,21 @@ def axis_title(metric, runs):
 
 
 def draw(groups):
-    """A row for the training loss and each metric, against steps, tokens and seconds -> Figure.
+    """A row for the training loss and each metric, against steps, tokens, seconds and operations -> Figure.
 
-    On the right there is a scale in bits per byte, if one scale fits all runs.
+    Operations are counted for language models (extras/flops.py). On the right there is a scale in bits per byte, if one scale fits all runs.
     """
     runs = [run for group in groups.values() for run in group]
     unit = unit_of(runs)
     xs = {"step": "step", unit: unit, "seconds": "seconds, without evaluation"}
+    if unit == "tokens":
+        xs["FLOP"] = "floating-point operations"
+        for run in runs:
+            run["log"]["FLOP"] = operations(run)
     ys = {"train_loss": axis_title("val_loss", runs).replace("validation", "training"),
+          **({"train_accuracy": "training accuracy"} if all("train_accuracy" in run["log"] for run in runs) else {}),
           **{name: axis_title(name, runs) for name in metrics_of(runs) if name in runs[0]["log"]}}
-    fig, axes = drawing.panels(len(ys), len(xs), 10, 2.8, sharey="row")
+    fig, axes = drawing.panels(len(ys), len(xs), 3.3 * len(xs), 2.8, sharey="row")
     for row, y in zip(axes, ys):
         for ax, x in zip(row, xs):
             for label, look in drawing.styles(groups).items():
@@ -93,6 +100,15 @@ def draw(groups):
             add_bits_per_byte(row[-1], runs)
     drawing.legend_below(fig)
     return fig
+
+
+def operations(run):
+    """Floating-point operations up to each row of a language model's log."""
+    o = {"memory_slots": 0, "memory_heads": 0, "memory_width": 0} | run["options"]         # older runs have no memory
+    o["n_sa"] = o["n_heads"] - o["n_ra"]
+    if o["n_ra"] and o.get("dat_n_kv_heads"):
+        o["n_kv_heads"] = o["dat_n_kv_heads"]
+    return flops.per_token(SimpleNamespace(**o)) * run["log"]["tokens"]
 
 
 def draw_published(ax, groups):
@@ -165,7 +181,35 @@ def differences(groups, metric):
             else:
                 lines.append(f"{text}, 95% interval {difference.low:+.4f} to {difference.high:+.4f} over "
                              f"{difference.n} paired seeds: {verdict}")
+            lines += equal_budgets(label, runs, base_label, base, metric)
     return lines
+
+
+def equal_budgets(label, runs, base_label, base, metric):
+    """The difference where the faster of two models has used all its seconds, and its operations: one line for each.
+
+    Between two evaluations the metric is interpolated. The slower model has steps left there; if its learning rate is
+    to fall during these this counts against it, and the line says so.
+    """
+    if metric not in runs[0]["log"] or len(measured(runs[0], metric)) < 3:
+        return []
+    cosine, lines = runs[0]["options"].get("schedule") == "cosine", []
+    note = " (the slower model's learning rate has not fallen as far there)" if cosine else ""
+    for what, amount in (("seconds", seconds), *([("operations", operations)] if unit_of(runs) == "tokens" else [])):
+        used = [{run["options"]["seed"]: amount(run) for run in some} for some in (runs, base)]
+        budget = {seed: min(used[0][seed][-1], used[1][seed][-1]) for seed in used[0].keys() & used[1].keys()}
+        difference = paired_difference(*({
+            run["options"]["seed"]: np.interp(budget[run["options"]["seed"]], amount(run)[i], run["log"][metric][i])
+            for run in some if run["options"]["seed"] in budget for i in [measured(run, metric)]}
+            for some in (runs, base)))
+        interval = "" if difference.low is None else f" [{difference.low:+.4f}, {difference.high:+.4f}]"
+        lines.append(f"    at equal {what} ({EngFormatter(places=1)(np.mean(list(budget.values())))}): "
+                     f"{difference.mean:+.4f}{interval}{note}")
+    return lines
+
+
+def seconds(run):
+    return run["log"]["seconds"]
 
 
 def write_table(runs, path):
