@@ -14,7 +14,7 @@ MISTAKES = [    # name, old text, new text, the task that loses points
     ("relations are not scaled", "r = q @ k.mT / q.size(-1) ** 0.5", "r = q @ k.mT", "1"),
     ("r_ji for r_ij", "return r.permute(0, 2, 3, 1)", "return r.permute(0, 3, 2, 1)", "1"),
     ("relations are normalised", "return r.permute(0, 2, 3, 1)", "return r.softmax(-1).permute(0, 2, 3, 1)", "1"),
-    ("the same queries and keys", "q, k = project(x, W_q_rel), project(x, W_k_rel)", "q = k = project(x, W_q_rel)", "1"),
+    ("keys for queries", "q, k = project(x, W_q_rel), project(x, W_k_rel)", "q = k = project(x, W_k_rel)", "1"),
     ("detached relations", "return r.permute(0, 2, 3, 1)", "return r.detach().permute(0, 2, 3, 1)", "1"),
     ("a loop over tokens", "return r.permute(0, 2, 3, 1)",
      "return torch.stack([row.transpose(1, 2) for row in r.unbind(2)], 1)", "1"),
