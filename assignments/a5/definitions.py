@@ -1,4 +1,4 @@
-"""Part of a5's grader: the definitions of both variants, slot by slot, and inputs whose truth is known.
+"""Part of a5's grader: the definitions of both variants, one head after the other, and inputs whose truth is known.
 
 Students are asked to write their answers without it.
 """
@@ -8,13 +8,11 @@ import torch
 
 
 def gates(tokens, queries, W, k, variant):
-    """G (S, M, B, T): a loop over the heads and slots."""
     x, scale = tokens.flatten(0, 1), math.sqrt(queries.size(1))
-    A = torch.stack([torch.stack([(x @ W_k) @ (query @ W_q) / scale for query in queries])
-                     for W_q, W_k in zip(W["q"], W["k"])])                        # (S, M, L)
+    A = torch.stack([(queries @ W_q) @ (x @ W_k).T / scale for W_q, W_k in zip(W["q"], W["k"])])      # (S, M, L)
     choice = A if variant == 1 else A.mean(0, keepdim=True).expand_as(A)
-    place = choice.argsort(-1, descending=True).argsort(-1)                       # 0 for the largest score
-    e = (A - A.amax(-1, keepdim=True)).exp() * (place < k)
+    least = choice.topk(min(k, len(x))).values[..., -1:]                          # the smallest score that is taken
+    e = (A - A.amax(-1, keepdim=True)).exp() * (choice >= least)
     return (e / e.sum(-1, keepdim=True)).unflatten(-1, tokens.shape[:2])
 
 
@@ -101,14 +99,14 @@ def effects(ranks, variant):
     return c - a, b - a, d - c - b + a
 
 
-# ---- inputs ------------------------------------------------------------------------------------------------------------
+# ---- inputs ---------------------------------------------------------------------------------------------------------
 
 def normal(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
 
 def make(S=2, M=3, D=4, E=5, B=2, T=3):
-    """-> tokens, memory with unit rows, weights: all sizes differ where two axes could be confused."""
+    """-> tokens, a memory with unit rows, weights"""
     W = {"q": normal(S, D, D), "k": normal(S, E, D), "v": normal(S, E, D), "o": normal(S * D, D), "lt": normal(D, E)}
     return normal(B, T, E), unit(normal(M, D)), W
 

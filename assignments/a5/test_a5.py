@@ -299,7 +299,7 @@ def test_the_memory_depends_on_the_tokens(answers, variant):
         memory, same, different = (after(x)[1] for x in (a, b, c))
         gap = likeness(memory, same) - likeness(memory, different)
         where = f"world({seed}), sources {source} and {other}: expected"
-        need(gap >= 0.1, f"likeness of memories of one source minus that of two, {where} at least 0.10, found {gap:.2f}")
+        need(gap >= 0.1, f"likeness of memories of one source minus of two, {where} at least 0.10, found {gap:.2f}")
         one, two = (after(torch.cat([x[:20], a[-1:]]))[1] for x in (a, c))
         need(likeness(one, two) <= 0.95, f"likeness of memories after 20 writes from two sources, then the same batch, "
                                          f"{where} at most 0.95, found {likeness(one, two):.3f}; is all forgotten?")
