@@ -14,7 +14,7 @@ COLUMNS = """vocab_size d_model n_layers n_heads n_ra d_ff max_len activation no
     max_distance shared_symbols n_relations rel_proj_dim symmetric rel_activation ra_type share_qk memory_slots
     memory_width memory_heads bottleneck memory_beta memory_decay balance memory_queries mlp_norm max_steps
     learning_rate min_lr schedule warmup_steps weight_decay beta1 beta2 grad_clip log_every init_from seed compile
-    pool task sprites train_size test_size data test_data alternative batch_size epochs accuracy_pentos
+    pool task sprites train_size test_size data alternative batch_size epochs accuracy_pentos
     accuracy_hexos accuracy_stripes n_parameters steps seconds train_loss device dtype""".split()
 ROW = dict(d_model=128, n_layers=2, n_heads=2, n_ra=2, d_ff=256, symbols="positional", symmetric=True, ra_type="ra",
            task="occurs", sprites="pentos", train_size=1000, test_size=5000, batch_size=512, epochs=50, seconds=17.5,
@@ -86,14 +86,19 @@ def exact_power(effect, sd, n, alpha, sides):
                for a, b in zip(f, w) if a > 1e-9)
 
 
+@lru_cache(1)                                                         # each file has a folder of its own
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
 def earlier(variant, *names):
-    """{name: right version}, of these functions, or of all that come before task 8."""
+    """{name: right version} of these functions, or of all that later tasks call."""
     sides = 3 - variant
 
     def read_results(path, where, metric="accuracy_pentos"):
-        with open(path, newline="", encoding="utf-8") as f:
-            return {int(row["seed"]): float(row[metric]) for row in csv.DictReader(f)
-                    if row[metric] and all(row[c] == str(value) for c, value in where.items())}
+        return {int(row["seed"]): float(row[metric]) for row in rows_of(path)
+                if row[metric] and all(row[c] == str(value) for c, value in where.items())}
 
     def paired_differences(mine, theirs):
         common, alone = sorted(set(mine) & set(theirs)), sorted(set(mine) ^ set(theirs))

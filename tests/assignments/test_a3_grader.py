@@ -57,7 +57,6 @@ def test_the_starter_has_no_points():
 MISTAKES = [
     ("a seed's later row replaces the earlier one", "if seed in found:", "if False:", {1}),
     ("an empty cell is 0", 'row[metric] == "" or ', "", {1}),
-    ("an empty cell is 0, without an error", 'float(row[metric])', 'float(row[metric] or 0)', set()),
     ("one condition is enough", "or any(row", "or all(row", {1}),
     ("seeds are text", "found[seed] =", "found[row['seed']] =", {1}),
     ("an unknown column selects nothing", "name not in columns:", "False:", {1}),
@@ -93,7 +92,7 @@ MISTAKES = [
     ("NaN from equal values", "if s == 0:", "if False:", {4}),
     ("one value has an interval", 'if n < 2:\n        raise ValueError(f"{n} values: an interval',
      'if n < 1:\n        raise ValueError(f"{n} values: an interval', {4}),
-    ("only zero inside or outside", '"worse" if high < 0 else', '"better" if high < 0 else', {5}),
+    ("the sign of the mean", '"better" if low > 0 else', '"better" if low + high > 0 else', {5}),
     ("the largest difference", "[seed for k, seed in enumerate(seeds) if verdict(np.delete(differences, k), confidence) "
      "!= whole]", "[seeds[int(np.argmax(abs(differences)))]]", {5}),
     ("positions instead of seeds", "[seed for k, seed", "[k for k, seed", {5}),
@@ -117,7 +116,7 @@ MISTAKES = [
     ("the order's inverse", "result[order] = np.minimum(1, np.maximum",
      "result[np.argsort(order)] = np.minimum(1, np.maximum", {7}),
     ("verdicts without adjustment", '"no difference" if p > alpha', '"no difference" if row["p"] > alpha', {8}),
-    ("always alpha = 0.05", "if p > alpha else", "if p > 0.05 else", set()),
+    ("always alpha = 0.05", "if p > alpha else", "if p > 0.05 else", {8}),
     ("a 95% interval at any alpha", "mean_interval(differences, 1 - alpha)", "mean_interval(differences)", {8}),
     ("whatever is significant is better", 'if row["mean"] > 0 else "worse"', "", {8}),
     ("n counts the unpaired seeds", '{"n": len(differences),', '{"n": len(runs[0]),', {8}),
@@ -125,11 +124,11 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")                   # the NaN of one of them
 @pytest.mark.parametrize("name, old, new, tasks", MISTAKES, ids=[mistake[0] for mistake in MISTAKES])
 def test_a_mistake_costs_points_in_its_own_task(name, old, new, tasks, tmp_path):
-    for seed in (0, 1):
-        points, message = lost(replaced(tmp_path, (old, new)), seed=seed)
-        assert set(points) == tasks, message
+    points, message = lost(replaced(tmp_path, (old, new)))
+    assert set(points) == tasks, message
 
 
 @pytest.mark.parametrize("old, new, tasks, message", [
