@@ -53,7 +53,7 @@ def cell(tmp_path):
     def train(**changes):
         cfg = train_relgames.Config(**{**SMALL, "d_ff": 16, "train_size": 40, "test_size": 40, "batch_size": 20,
                                        "epochs": 2, "out_dir": str(tmp_path / "out"), "device": "cpu", **changes})
-        with Run(cfg, {"files": {}, "dtype": "torch.float32"}, unit="images", per_step=20,
+        with Run(cfg, {"files": {}, "dtype": "torch.float32"}, unit="images", metrics=("train_accuracy",), per_step=20,
                  max_steps=cfg.epochs * train_relgames.steps_per_epoch(cfg)) as run:
             train_relgames.train(run, cfg.data, CPU, torch.float32)
         return run.folder
