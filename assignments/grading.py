@@ -38,7 +38,7 @@ def task(name, points):
 def check(found, expected, what, tol=1e-6):
     """Raises AssertionError unless `found` has the shape and the values of `expected`, to tol (1 + |expected|).
 
-    `what` says in the student's words what should hold, and on which input. Tensors, arrays, numbers and lists of these.
+    `what` says in the student's words what should hold, on which input. Tensors, arrays, numbers and lists of these.
     """
     found, expected = as_array(found, what), as_array(expected, what)
     if found.shape != expected.shape:
@@ -68,7 +68,7 @@ def shown(number):
 
 @contextmanager
 def right(answers, **functions):
-    """Gives the student's module these functions for a while, so that a mistake in an earlier task costs points once."""
+    """Gives the student's module these functions for a while: a mistake in an earlier task costs points once."""
     own = {name: getattr(answers, name, None) for name in functions}
     vars(answers).update(functions)
     try:

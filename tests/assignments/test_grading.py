@@ -113,7 +113,8 @@ def test_a_table_of_one_student_and_a_line_for_each_of_several(tmp_path, capsys)
     for name in ("ada", "bob"):
         (tmp_path / f"{name}.py").write_text(starter.read_text())
     grade.main(["a1", f"--answers={tmp_path}"])
-    assert [line.split()[:3] for line in capsys.readouterr().out.splitlines()] == [["ada.py", "0", "="], ["bob.py", "0", "="]]
+    lines = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["ada.py", "0", "="], ["bob.py", "0", "="]]
 
 
 @pytest.mark.parametrize("arguments, said", [

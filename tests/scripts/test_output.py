@@ -154,7 +154,7 @@ def test_every_text_file_is_opened_as_utf_8_by_name():
             words = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
             binary = any(isinstance(word, str) and "b" in word for word in words if word in ("rb", "wb", "ab"))
             on_path = isinstance(node.func, ast.Attribute) and name == "open"        # os.open, Image.open, tarfile.open
-            ours = isinstance(node.func, ast.Name) and name in ("read_text", "write_text")   # toolbox.files: always UTF-8
+            ours = isinstance(node.func, ast.Name) and name in ("read_text", "write_text")   # toolbox.files: UTF-8
             encoded = "encoding" in {keyword.arg for keyword in node.keywords} or "ascii" in words
             locks = {("toolbox/files.py", "a"), ("toolbox/run.py", "a"), ("toolbox/distributed.py", "w")}
             found += 1

@@ -337,7 +337,7 @@ def test_at_equal_seconds_and_operations_the_slower_model_is_read_where_the_fast
     assert "at equal seconds (3.0): +1.5000 [+1.5000, +1.5000] (the slower model's" in seconds       # 3.5 - 2.0
     cost = [curves.operations(runs[0])[-1] for runs in (dat, transformer)]
     assert cost[0] > cost[1]
-    at = 5 - 3 * cost[1] / cost[0]                                    # of the DAT's loss at the Transformer's operations
+    at = 5 - 3 * cost[1] / cost[0]    # the DAT's loss at the Transformer's operations
     assert f": {at - 2:+.4f} [" in operations
     for run in (*dat, *transformer):
         run["options"]["schedule"] = "constant"

@@ -55,7 +55,8 @@ def fitted(data, tmp_path, steps=150):
     """-> validation and training accuracy of a small DAT."""
     cfg = Config(d_model=32, d_ff=64, n_layers=1, n_heads=2, n_ra=1, batch_size=32, max_steps=steps, eval_every=steps,
                  learning_rate=3e-3, warmup_steps=10, weight_decay=0.0, out_dir=str(tmp_path))
-    with Run(cfg, data.facts, unit="images", per_step=cfg.batch_size, metrics=("train_accuracy", "val_loss", "val_accuracy")) as run:
+    with Run(cfg, data.facts, unit="images", per_step=cfg.batch_size,
+             metrics=("train_accuracy", "val_loss", "val_accuracy")) as run:
         train_vit.train(cfg, run, data, CPU, torch.float32, lambda: False)
     model = make_model(cfg, data)
     model.load_state_dict(load_checkpoint(run.folder / "last.pt")["model"])

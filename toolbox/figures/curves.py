@@ -72,7 +72,8 @@ def axis_title(metric, runs):
 def draw(groups):
     """A row for the training loss and each metric, against steps, tokens, seconds and operations -> Figure.
 
-    Operations are counted for language models (extras/flops.py). On the right there is a scale in bits per byte, if one scale fits all runs.
+    Operations are counted for language models (extras/flops.py). On the right there is a scale in bits per byte, if
+    one scale fits all runs.
     """
     runs = [run for group in groups.values() for run in group]
     unit = unit_of(runs)

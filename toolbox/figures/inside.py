@@ -107,7 +107,8 @@ def draw_meaningful_or_used(path, rows):
     """Left: does a value tell 'same object'? Right: accuracy without it. A line for each part, a dot for each seed."""
     parts = {}
     for row in rows:
-        if row["part"].startswith(("relation ", "all relations")) or row["model"].startswith("Transformer") and "head" in row["part"]:
+        is_transformer = row["model"].startswith("Transformer")
+        if row["part"].startswith(("relation ", "all relations")) or is_transformer and "head" in row["part"]:
             parts.setdefault((row["model"], row["layer"], row["part"]), []).append(row)
     fig, axes = drawing.panels(1, 2, WIDE, 0.8 + 0.27 * len(parts), sharey=True)
     for y, group in enumerate(parts.values()):
