@@ -74,8 +74,10 @@ if __name__ == "__main__":
     shape = dict(d=64, n_heads=4, n_symbols=64, n_tokens=100)
     print("| std_x | std_w | effective number: predicted | measured | cured | spread: predicted | measured | cured |")
     print("|---|---|---|---|---|---|---|---|")
-    for std_x, std_w in ((0.02, 0.02), (0.2, 0.02), (1.0, 0.02), (1.0, 0.125), (10.0, 0.125)):
+    for std_x, std_w in ((0.02, 0.02), (0.2, 0.02), (1.0, 0.02), (1.0, 0.125)):
         guess = predicted(shape["d"], shape["n_heads"], shape["n_symbols"], std_x, std_w)
         before, after = (measure(f, **shape, std_x=std_x, std_w=std_w, seed=0) for f in (symbol_weights, cured_weights))
         numbers = " | ".join(f"{number:.4f}" for i in (0, 1) for number in (guess[i], before[i], after[i]))
         print(f"| {std_x} | {std_w} | {numbers} |")
+
+# The table, and three sentences: why were all symbols nearly equal? why does the cure work? what may it cost?

@@ -1,12 +1,15 @@
-"""What the grader of a2 compares with: the definitions of README.md, token by token, and a count of memory.
+"""What the grader of a2 compares with: the definitions of README.md, in loops over tokens and pairs; memory; gradients.
 
 `variant`: see test_a2.py.
 """
 import math
+from contextlib import contextmanager
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from assignments.grading import check
 
 
 def positional(library, mask, variant):
@@ -32,16 +35,24 @@ def summed(alpha, library, variant):
 
 def weights_of(x, W_q, templates, n_heads, variant):
     d_h = x.shape[-1] // n_heads
-    heads = [(x @ W_q)[..., a:a + d_h] @ templates[:, a:a + d_h].T for a in range(0, x.shape[-1], d_h)]
-    return (torch.stack(heads, -2) / (math.sqrt(d_h) if variant == 1 else d_h)).softmax(-1)
+    scale = math.sqrt(d_h) if variant == 1 else d_h
+
+    def weights(q):
+        return torch.stack([(f @ part / scale).softmax(0)
+                            for f, part in zip(templates.split(d_h, -1), q.split(d_h))])
+    return torch.stack([weights(token @ W_q) for token in x.flatten(0, 1)]).view(*x.shape[:2], n_heads, -1)
 
 
 def symbols_of(p, library):
-    return torch.cat([p[..., a, :] @ part for a, part in enumerate(library.chunk(p.shape[-2], -1))], -1)
+    parts = library.chunk(p.shape[2], -1)
+    symbols = [torch.cat([row @ part for row, part in zip(token, parts)]) for token in p.flatten(0, 1)]
+    return torch.stack(symbols).view(*p.shape[:2], -1)
 
 
 def number_of(p, variant):
-    return torch.special.entr(p).sum(-1).exp() if variant == 1 else 1 / p.square().sum(-1)
+    rows = p.reshape(-1, p.shape[-1])
+    numbers = [torch.special.entr(row).sum().exp() if variant == 1 else 1 / row.dot(row) for row in rows]
+    return torch.stack(numbers).view(p.shape[:-1])
 
 
 def spread_of(s, variant):
@@ -76,3 +87,34 @@ class Memory(TorchDispatchMode):
 
 def size(x):
     return x.untyped_storage().nbytes() // x.element_size()
+
+
+@contextmanager
+def given(what):
+    """An exception of the student's code says on which input."""
+    try:
+        yield
+    except (AssertionError, AttributeError, NotImplementedError):
+        raise
+    except Exception as error:
+        error.args = (f"{error} [{what}]",)
+        raise
+
+
+def gradients(what, names, function, *inputs):
+    """Of a fixed sum over the result, with respect to each input."""
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    out = function(*inputs)
+    assert out.requires_grad, f"{what}: no gradient reaches {', '.join(names)} (detach, no_grad or item somewhere?)"
+    (out * torch.arange(out.numel()).cos().view(out.shape)).sum().backward()
+    for name, x in zip(names, inputs):
+        assert x.grad is not None, f"{what}: no gradient reaches {name} (detach, no_grad or item somewhere?)"
+    return [x.grad for x in inputs]
+
+
+def check_gradients(what, names, found, expected, *inputs):
+    with given(what):
+        check(found(*inputs), expected(*inputs), what)
+    pairs = zip(names, *(gradients(what, names, function, *inputs) for function in (found, expected)))
+    for name, mine, wanted in pairs:
+        check(mine, wanted, f"{what}: gradient with respect to {name}")
