@@ -17,26 +17,24 @@ def by_pairs(scores, positive, variant):
     return share if variant == 1 else 2 * share - 1
 
 
+def larger(a, b, variant):
+    """a (n, R), b (m, R) -> the AUC of each column, (R,); of no comparison nan."""
+    share = 0.5 + 0.5 * (a[:, None].double() - b).sign().mean((0, 1))
+    return share if variant == 1 else 2 * share - 1
+
+
 def right_auc(variant):
-    def auc(scores, positive):
-        a, b = scores[positive][:, None], scores[~positive]
-        if not a.numel() or not b.numel():
-            return math.nan
-        share = (1 + (a > b).double().mean() - (a < b).double().mean()).item() / 2
-        return share if variant == 1 else 2 * share - 1
-    return auc
+    return lambda scores, positive: larger(scores[positive][:, None], scores[~positive][:, None], variant).item()
 
 
 def right_pair_aucs(variant):
     def pair_aucs(r, same, compared):
-        total, weight, auc = torch.zeros(r.size(1), dtype=torch.float64), 0, right_auc(variant)
+        total, weight = torch.zeros(r.size(1), dtype=torch.float64), 0
         for i, j in compared.any(0).nonzero().tolist():
-            on = compared[:, i, j]
-            positive = same[on, i, j]
-            w = int(positive.sum() * (~positive).sum())
-            if w:
+            positive, negative = (r[compared[:, i, j] & (same[:, i, j] == kind), :, i, j] for kind in (True, False))
+            if w := len(positive) * len(negative):
                 w = w if variant == 1 else 1
-                total += w * torch.tensor([auc(r[on, l, i, j], positive) for l in range(r.size(1))]).double()
+                total += w * larger(positive, negative, variant)
                 weight += w
         return total / weight if weight else total * math.nan
     return pair_aucs

@@ -75,7 +75,7 @@ class Planted(nn.Module):
 def plant(seed, spare=False):
     """spare: two relations tell the same; otherwise one. -> Plant, in float64."""
     g = torch.Generator().manual_seed(seed)
-    x, y, same, compared = boards(g, 400)
+    x, y, same, compared = boards(g, 300)
     roles = ["spare", "spare"] if spare else ["same", "unused"]
     roles += ["unused", "mark", "constant"]
     places = [(layer, l) for layer in (1, 2) for l in range(R)]
