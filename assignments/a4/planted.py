@@ -1,10 +1,11 @@
 """Planted models: small models with weights set by hand, so that it is known what each relation does.
 
 A board has T = 5 tokens: a class token, the object on top and three at the bottom, all different there. An object is
-one of 12 kinds (one-hot), has a mark of plus or minus .25, and six features of noise. The answer is yes where the object on top
-is also at the bottom AND most marks at the bottom are those of the top: a quarter of the boards; 5% of the labels are
-wrong. Two layers of real relational attention with uniform attention read the board, three relations each; those of the
-first are symmetric. Behind them a fixed reader adds up what the layers say of the object on top.
+one of 12 kinds (one-hot), has a mark of plus or minus .25, and six features of noise. The answer is yes where the
+object on top is also at the bottom AND most marks at the bottom are those of the top: a quarter of the boards; 5% of
+the labels are wrong. Two layers of the repository's relational attention, whose attention weights are uniform, read
+the board, three relations each; those of the first are symmetric. Behind them a fixed reader adds up what the layers
+say of the object on top.
 
     p = plant(seed, spare=False)
     p.model(p.x)[0]                            # (N, 2), as any model of this repository

@@ -43,12 +43,13 @@ def table(p):
     board = p.same, p.compared
     control = answers.untrained_aucs(p.make, p.x, *board, SEEDS)
     found = answers.verdicts(p.model, p.make, p.x, p.y, *board, SEEDS)
-    lines = ["| relation | AUC | untrained | p | lost: zero | of another image | verdicts |", "|---|---|---|---|---|---|---|"]
+    lines = ["| relation | AUC | untrained | p | lost: zero | of another image | verdicts |", "|" + "---|" * 7]
     for name, r in sorted(answers.relations_of(p.model, p.x, PLACES).items()):
         auc = float(answers.pair_aucs(r[:, None], *board)[0])
         losses = [answers.lost(p.model, p.x, p.y, [name], how) for how in ("zero", "resample")]
         cells = [name, f"{auc:.3f}", f"{control[name].min():.3f} to {control[name].max():.3f}",
-                 f"{answers.p_value(auc, control[name]):.2f}", *(f"{mean:+.3f} ± {error:.3f}" for mean, error in losses),
+                 f"{answers.p_value(auc, control[name]):.2f}",
+                 *(f"{mean:+.3f} ± {error:.3f}" for mean, error in losses),
                  ", ".join(word for word, true in found[name].items() if true)]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     pairs = answers.redundant(p.model, p.x, p.y, list(found))

@@ -1,4 +1,4 @@
-"""Teacher's file: students are asked not to open it. A right solution of assignment 4; VARIANT says of which variant."""
+"""Teacher's file: students are asked not to open it. Assignment 4, solved; VARIANT says which."""
 import math
 from contextlib import ExitStack, contextmanager
 from itertools import combinations

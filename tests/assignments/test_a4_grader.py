@@ -1,9 +1,14 @@
 """The grader of assignment 4: right solutions get all points, each typical mistake loses those of its task alone."""
+import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
-from assignments.grading import HERE, grade
+import train_relgames
+from assignments.a4 import trained
+from assignments.grading import HERE, grade, load
 
 SOLUTION = (Path(__file__).parent / "solution_a4.py").read_text(encoding="utf-8")
 POINTS = {"1 auc": 10, "2 within places": 15, "3 the control": 25, "4 knock-outs": 20, "5 what is lost": 10,
@@ -108,3 +113,23 @@ def test_what_does_not_run_costs_its_task_alone(tmp_path, old, new, says):
 def test_the_repository_s_own_functions_may_not_be_imported(tmp_path, line):
     points, messages = earned(tmp_path, f"{line}\n" + SOLUTION)
     assert not sum(points.values()) and "student.py uses" in messages["1 auc"][0]
+
+
+def test_the_instruments_look_at_a_trained_model(tmp_path, monkeypatch, capsys):
+    cfg = train_relgames.Config(d_model=16, n_layers=2, n_heads=2, n_ra=1, d_ff=16, train_size=40)
+    torch.manual_seed(0)
+    (tmp_path / "run").mkdir()
+    torch.save({"options": asdict(cfg), "facts": {}, "model": train_relgames.make_model(cfg).state_dict()},
+               tmp_path / "run" / "weights.pt")
+    p = trained.load(tmp_path / "run" / "weights.pt", images=200)
+    assert p.compared.any(0).nonzero().tolist() == [[1, 6], [1, 7], [1, 8], [6, 1], [7, 1], [8, 1]]
+    assert (p.same.any((1, 2)) == (p.y == 1)).all()                    # occurs: the top one is among the others
+    monkeypatch.setattr(trained, "answers", load(Path(__file__).parent / "solution_a4.py"))
+    monkeypatch.setattr(trained, "SEEDS", range(3))
+    trained.main([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert re.findall(r"^\| (\(.*?\)) \| 0\.\d{3} \| 0\.\d{3} to", out, re.M) == ["(1, 0)", "(2, 0)"]
+    assert "stand in for each other" in out
+    with pytest.raises(SystemExit) as end:
+        trained.main([str(tmp_path / "nothing")])
+    assert end.value.code == 2 and "give one folder" in capsys.readouterr().err
