@@ -70,7 +70,7 @@ class Planted(nn.Module):
                     score = score + values[0]
                 else:                                                  # a sum over senders -> -1 or 1
                     score = score + (values.amax(0) * 2 - 3 if largest else values[0] - 1).clamp(-1, 1)
-        return torch.stack([0 * score, 4 * score], -1), None
+        return torch.stack([0 * score, 2 * score.clamp(-1, 1)], -1), None          # -1 or 1: no, yes
 
 
 def plant(seed, spare=False):
@@ -126,12 +126,13 @@ def make(seed):
 
 
 def write_untrained(m, l, x, same, compared, g):
-    """The middle one of nine random relations, by how far it tells the same from others; nothing reads it."""
+    """The third of nine random relations, by how clearly they tell the same from others; nothing reads it."""
     def contrast(W):
         r = ((x @ W.T) @ (x @ W.T).mT)[:, 1:, 1:]
-        return (r[same & compared].mean() - r[~same & compared].mean()) / r[compared].std()
+        yes, no = r[same & compared], r[~same & compared]
+        return (yes.mean() - no.mean()) / (yes.var() + no.var()) ** 0.5
     drawn = (2 * torch.rand(9, KINDS, D, generator=g, dtype=torch.float64) - 1) * D ** -0.5      # as nn.Linear starts
-    m.W_q_rel.weight[l * KINDS:(l + 1) * KINDS] = sorted(drawn, key=contrast)[4]
+    m.W_q_rel.weight[l * KINDS:(l + 1) * KINDS] = sorted(drawn, key=contrast)[2]
     m.W_r[:, l] = 0
 
 
