@@ -80,7 +80,7 @@ def right_knocked_out(model, names, how, seed=0):
     layers = {one.number: one for one in layers_of(model) if one.n_relations}
     with ExitStack() as stack:
         for layer, l in names:
-            stack.enter_context(without(layers[layer], "relations", l, how, seed))
+            stack.enter_context(without([layers[layer]], "relations", l, how, seed))
         yield
 
 
