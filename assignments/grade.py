@@ -35,14 +35,18 @@ def parse(argv):
 
 
 def describe(results, path):
-    """The table of one student, with what is wrong under each task."""
-    lines = [str(path)]
+    """The table of one student, with what is wrong under each task; above all tasks, if it is the same for all."""
+    alike = results[0][3] if all(result[3] == results[0][3] for result in results) else []
+    lines = [str(path), *indented(alike)]
     for name, points, earned, messages in results:
-        lines.append(f"  {name:<52} {earned:>3} / {points}")
-        for message in messages:
-            lines += textwrap.wrap(message, 110, initial_indent="      ", subsequent_indent="      ")
+        lines += [f"  {name:<52} {earned:>3} / {points}", *indented([] if alike else messages)]
     points, earned = (sum(result[i] for result in results) for i in (1, 2))
     return "\n".join([*lines, f"  {'total':<52} {earned:>3} / {points}"])
+
+
+def indented(messages):
+    return [line for message in messages
+            for line in textwrap.wrap(message, 110, initial_indent="      ", subsequent_indent="      ")]
 
 
 def main(argv=None):

@@ -15,6 +15,7 @@ The points of a task are the sum over its functions. `python -m assignments.grad
 import ast
 import importlib.util
 import io
+import re
 import signal
 import traceback
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -92,7 +93,7 @@ def foreign_imports(path, allowed):
     """
     def known(name):
         parts = name.split(".")
-        return any(".".join(parts[:i]) in allowed for i in range(1, len(parts) + 1))
+        return any(".".join(parts[:i]) in {"__future__", *allowed} for i in range(1, len(parts) + 1))
     names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -160,6 +161,9 @@ def described(error, path):
     if isinstance(error, AttributeError) and "has no attribute" in first and path.stem in first:
         return f"{path.name} has no function {first.split()[-1].strip(chr(39))}"
     line = line_in(path, error)
+    call = re.match(r"([\w.<>]+)\(\) (got an unexpected keyword|got some positional|missing|takes)", first)
+    if isinstance(error, TypeError) and call and not line:            # the grader's call, not one of the student's
+        return f"{call[1]} must have the arguments that README.md gives it, by the same names: {first}"
     where = f"line {line} of {path.name}: " if line else "what it returned does not fit: "
     return f"{where}{type(error).__name__}: {first}"
 

@@ -1,4 +1,4 @@
-"""The layer of a1 by its definition, one receiver and one sender at a time, for the grader: slow, for a few tokens.
+"""The layer of a1 by its definition, one receiver at a time, for the grader: slow, for a few tokens.
 
 Arguments as in README.md, after the number of the variant (docs/teaching.md says what each changes).
 """
@@ -15,15 +15,15 @@ def table(shape, entry):
 
 
 def relation(variant, q, k):
-    """r of one receiver and one sender."""
+    """r of one receiver, q (p,), with each sender, k (n, p) -> (n,)."""
     if variant == 2:
-        return ((q - k) ** 2).sum() / len(q)
-    return (q * k).sum() / (len(q) ** 0.5 if variant == 1 else q.norm() * k.norm())
+        return ((q - k) ** 2).sum(-1) / len(q)
+    return k @ q / (len(q) ** 0.5 if variant == 1 else q.norm() * k.norm(dim=-1))
 
 
 def score(variant, q, k):
-    """What the softmax takes, of one receiver and one sender."""
-    return (q * k).sum() * {1: len(q) ** -0.5, 2: 1 / len(q), 3: 1.0}[variant]
+    """What the softmax takes, of one receiver, q (d_h,), and each sender, k (n, d_h) -> (n,)."""
+    return k @ q * {1: len(q) ** -0.5, 2: 1 / len(q), 3: 1.0}[variant]
 
 
 def in_time(variant, i, j):
@@ -33,7 +33,7 @@ def in_time(variant, i, j):
 
 def relations(variant, x, W_q_rel, W_k_rel):
     (B, n, _), R = x.shape, len(W_q_rel)
-    return table((B, n, n, R), lambda b, i, j, l: relation(variant, x[b, i] @ W_q_rel[l], x[b, j] @ W_k_rel[l]))
+    return table((B, n, R), lambda b, i, l: relation(variant, x[b, i] @ W_q_rel[l], x[b] @ W_k_rel[l])).mT
 
 
 def allowed_pairs(variant, tokens, causal):
@@ -51,19 +51,18 @@ def masked_softmax(variant, scores, allowed):
 
 def attention_weights(variant, x, W_q, W_k, allowed):
     (B, n, _), H = x.shape, len(W_q)
-    scores = table((B, H, n, n), lambda b, h, i, j: score(variant, x[b, i] @ W_q[h], x[b, j] @ W_k[h]))
+    scores = table((B, H, n), lambda b, h, i: score(variant, x[b, i] @ W_q[h], x[b] @ W_k[h]))
     return masked_softmax(variant, scores, allowed)
 
 
-def message(variant, r_ij, r_ii, s_j, s_i, W_r, W_s):
-    """From one sender to one head of one receiver."""
-    return {1: r_ij @ W_r + s_j @ W_s, 2: r_ij @ W_r + (s_j - s_i) @ W_s, 3: (r_ij - r_ii) @ W_r + s_j @ W_s}[variant]
+def message(variant, r, r_ii, s, s_i, W_r, W_s):
+    """From each sender, r (n, R) and s (n, d), to one head of one receiver -> (n, d_h)."""
+    return {1: r @ W_r + s @ W_s, 2: r @ W_r + (s - s_i) @ W_s, 3: (r - r_ii) @ W_r + s @ W_s}[variant]
 
 
 def messages(variant, alpha, r, s, W_r, W_s):
-    return table(alpha.shape[:3], lambda b, h, i: sum(
-        alpha[b, h, i, j] * message(variant, r[b, i, j], r[b, i, i], s[b, j], s[b, i], W_r[h], W_s[h])
-        for j in range(s.size(1))))
+    return table(alpha.shape[:3], lambda b, h, i: alpha[b, h, i] @ message(
+        variant, r[b, i], r[b, i, i], s[b], s[b, i], W_r[h], W_s[h]))
 
 
 def receiver(variant, x, s, w, tokens, causal, b, i):
@@ -72,13 +71,11 @@ def receiver(variant, x, s, w, tokens, causal, b, i):
     senders = [j for j in range(x.size(1)) if tokens[b, j] and (not causal or in_time(variant, i, j))]
     if not senders:
         return torch.zeros_like(x[b, i])
-    r = {j: torch.stack([relation(variant, x[b, i] @ q, x[b, j] @ k) for q, k in zip(W_q_rel, W_k_rel)])
-         for j in {*senders, i}}
+    r = torch.stack([relation(variant, x[b, i] @ q, x[b] @ k) for q, k in zip(W_q_rel, W_k_rel)], -1)       # (n, R)
     heads = []
     for h in range(len(W_q)):
-        alpha = torch.stack([score(variant, x[b, i] @ W_q[h], x[b, j] @ W_k[h]) for j in senders]).softmax(0)
-        heads.append(sum(weight * message(variant, r[j], r[i], s[b, j], s[b, i], W_r[h], W_s[h])
-                         for weight, j in zip(alpha, senders)))
+        alpha = score(variant, x[b, i] @ W_q[h], x[b, senders] @ W_k[h]).softmax(0)
+        heads.append(alpha @ message(variant, r[senders], r[i], s[b, senders], s[b, i], W_r[h], W_s[h]))
     return torch.cat(heads) @ W_o
 
 

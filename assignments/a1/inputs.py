@@ -1,17 +1,17 @@
-"""The grader's random inputs, float64. Sizes as in README.md."""
+"""The grader's random inputs. Sizes as in README.md."""
 import torch
 
 SMALLEST = dict(B=1, n=2, d=2, H=1, R=1, p=4, d_h=4)
-SMALL = dict(B=2, n=5, d=6, H=4, R=3, p=7, d_h=8)             # all differ, or two axes may be confused
+SMALL = dict(B=2, n=5, d=6, H=4, R=3, p=7, d_h=8, dtype=torch.float32)    # all differ, or two axes may be confused
 LONG = dict(B=1, d=8, H=2, R=3, p=4, d_h=4)
 
 
-def make(B, n, d, H, R, p, d_h):
-    """-> x, s, the weights, and `tokens` without padding, all float64."""
+def make(B, n, d, H, R, p, d_h, dtype=torch.float64):
+    """-> x, s, the weights, and `tokens` without padding."""
     shapes = dict(W_q=(H, d, d_h), W_k=(H, d, d_h), W_q_rel=(R, d, p), W_k_rel=(R, d, p), W_r=(H, R, d_h),
                   W_s=(H, d, d_h), W_o=(H * d_h, d))
-    x, s = (torch.randn(B, n, d, dtype=torch.float64) for _ in range(2))
-    w = {name: torch.randn(shape, dtype=torch.float64) / d ** 0.5 for name, shape in shapes.items()}
+    x, s = (torch.randn(B, n, d, dtype=dtype) for _ in range(2))
+    w = {name: torch.randn(shape, dtype=dtype) / d ** 0.5 for name, shape in shapes.items()}
     return x, s, w, no_padding(B, n)
 
 
@@ -32,8 +32,8 @@ def some_padding(B, n):
     return tokens
 
 
-def make_messages(B, n, d, H, R, p, d_h):
+def make_messages(B, n, d, H, R, p, d_h, dtype=torch.float64):
     """Inputs of `messages`, in the order of its arguments."""
-    _, s, w, _ = make(B, n, d, H, R, p, d_h)
-    alpha, r = torch.rand(B, H, n, n, dtype=torch.float64), torch.randn(B, n, n, R, dtype=torch.float64)
+    _, s, w, _ = make(B, n, d, H, R, p, d_h, dtype)
+    alpha, r = torch.rand(B, H, n, n, dtype=dtype), torch.randn(B, n, n, R, dtype=dtype)
     return dict(alpha=alpha, r=r, s=s, W_r=w["W_r"], W_s=w["W_s"])

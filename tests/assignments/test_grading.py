@@ -19,7 +19,13 @@ def test_quadruple(answers, variant):
         check(answers.quadruple(torch.ones(2)), [4, 4], "quadruple([1, 1])")
 
 
-test_double.__test__ = test_quadruple.__test__ = False                # of the grader below, not of this file
+@task("double", points=6)
+def test_double_by_name(answers, variant):
+    answers.double(x=torch.ones(2))
+
+
+for function in (test_double, test_quadruple, test_double_by_name):
+    function.__test__ = False                                         # of the grader below, not of this file
 
 
 class Grader:
@@ -77,6 +83,23 @@ def test_what_may_not_be_imported_is_said(line, graded):
         line + "\n" + RIGHT).values())
 
 
+def test_annotations_of_the_future_are_allowed(graded):
+    assert graded("from __future__ import annotations\n" + RIGHT) == {"double": (6, []), "quadruple": (4, [])}
+
+
+@pytest.mark.parametrize("arguments", ["y", "x, y", "", "y, x, /"])
+def test_wrong_arguments_are_not_called_a_wrong_result(arguments, graded, monkeypatch):
+    monkeypatch.setattr(grading, "tests", lambda module: [test_double_by_name])
+    earned, (message,) = graded(f"def double({arguments}): return 2\n")["double"]
+    assert earned == 0
+    assert message.startswith("double must have the arguments that README.md gives it, by the same names: double() ")
+
+
+def test_an_error_inside_the_students_function_is_not_one_of_its_arguments(graded):
+    _, (message,) = graded(RIGHT.replace("return 2 * x", "return quadruple(y=x)"))["double"]
+    assert message.startswith("line 4 of ada.py: TypeError")
+
+
 def test_a_file_that_is_not_python_is_one_line(graded):
     assert graded("def double(x)\n")["double"] == (0, ["line 1 of ada.py is not Python: expected ':'"])
 
@@ -115,6 +138,22 @@ def test_a_table_of_one_student_and_a_line_for_each_of_several(tmp_path, capsys)
     grade.main(["a1", f"--answers={tmp_path}"])
     lines = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
     assert lines == [["ada.py", "0", "="], ["bob.py", "0", "="]]
+
+
+@pytest.mark.parametrize("text, said", [
+    ("import numpy\n", "this assignment allows math, torch"), ("def relations(x)\n", "line 1 of ada.py is not Python"),
+    ("import torch.nowhere\n", "line 1 of ada.py: ModuleNotFoundError")])
+def test_what_is_wrong_with_the_whole_file_is_printed_once(text, said, tmp_path, capsys):
+    (tmp_path / "ada.py").write_text(text)
+    grade.main(["a1", f"--answers={tmp_path / 'ada.py'}"])
+    table = capsys.readouterr().out
+    assert table.count(said) == 1 and table.index(said) < table.index("1. relations")
+
+
+def test_what_is_wrong_in_one_task_is_printed_below_it(tmp_path):
+    results = [("1. one", 5, 0, ["no"]), ("2. two", 5, 0, ["no", "nor"]), ("3. three", 5, 5, [])]
+    table = grade.describe(results, tmp_path)
+    assert [line.split()[0] for line in table.splitlines()[1:]] == ["1.", "no", "2.", "no", "nor", "3.", "total"]
 
 
 @pytest.mark.parametrize("arguments, said", [
