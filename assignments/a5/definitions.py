@@ -1,10 +1,13 @@
-"""Part of a5's grader: the definitions of both variants, one head after the other, and inputs whose truth is known.
+"""Part of a5's grader: the definitions of both variants, as loops, and inputs whose truth is known.
 
-Students are asked to write their answers without it.
+Students are asked to write their answers without it; loops lose points.
 """
 import math
 
 import torch
+import torch.nn.functional as F
+
+from assignments.measure import Watch
 
 
 def gates(tokens, queries, W, k, variant):
@@ -49,20 +52,13 @@ def energy(states, Y, beta, variant):
     return (math.log(len(Y)) - lse) / beta + lengths
 
 
-def layer(tokens, memory, W, k, decay, beta, training, variant):
-    """In variant 2 the read comes before the write."""
-    after = update(memory, collect(tokens, memory, W, k, variant), W, decay, variant) if training else memory
-    return tokens + retrieve(tokens, (after if variant == 1 else memory) @ W["lt"], beta, variant), after
-
-
 def unit(memory):
-    return memory / memory.norm(dim=1, keepdim=True)
+    return F.normalize(memory, dim=1)
 
 
 def entropy_rank(memory):
     p = torch.linalg.svdvals(unit(memory))
-    p = p / p.sum()
-    return math.exp(-sum(x * math.log(x) for x in p.tolist() if x > 0))
+    return math.exp(-sum(x.item() * x.log().item() for x in p / p.sum() if x > 0))
 
 
 def effective_rank(memory, variant):
@@ -78,28 +74,27 @@ def mean_cosine(memory, variant):
     return sum(cosines) / len(cosines)
 
 
-def trajectory(memory, batches, W, k, decay, fixed, centred, variant):
-    """In variant 2 `centred` subtracts the mean over all tokens of their values, not the mean over the slots."""
-    start, found = memory, [(effective_rank(memory, variant), mean_cosine(memory, variant))]
-    for tokens in batches:
-        h = collect(tokens, start if fixed else memory, W, k, variant)
-        if centred and variant == 1:
-            h = h - h.mean(0)
-        elif centred:
-            h = h - torch.cat([tokens.mean((0, 1)) @ W_v for W_v in W["v"]])
-        memory = update(memory, h, W, decay, variant)
-        found.append((effective_rank(memory, variant), mean_cosine(memory, variant)))
-    return torch.tensor(found)
+def next_memory(start, memory, tokens, given, changes, variant):
+    """One write; given = W, k, decay. In variant 2 "centred" subtracts the mean over all tokens of their values."""
+    W, k, decay = given
+    h = collect(tokens, start if "fixed" in changes else memory, W, k, variant)
+    if "centred" in changes:
+        h = h - (h.mean(0) if variant == 1 else torch.cat([tokens.mean((0, 1)) @ W_v for W_v in W["v"]]))
+    return update(memory, h, W, decay, variant)
 
 
-def effects(ranks, variant):
-    (a, b), (c, d) = ranks.tolist()
-    if variant == 1:
-        return (c + d - a - b) / 2, (b + d - a - c) / 2, d - c - b + a
-    return c - a, b - a, d - c - b + a
+def effects(published, centred, fixed, both, variant):
+    """The four ranks -> effect of the queries, of the content, interaction."""
+    one, other = fixed - published, centred - published
+    interaction = both - fixed - centred + published
+    return torch.stack([one, other, interaction] if variant == 2 else
+                       [one + interaction / 2, other + interaction / 2, interaction])
 
 
 # ---- inputs ---------------------------------------------------------------------------------------------------------
+
+SMALL = "B=2, T=3, E=5, M=3, D=4, S=2"                        # what make() returns
+
 
 def normal(*shape):
     return torch.randn(*shape, dtype=torch.float64)
@@ -122,3 +117,26 @@ def pair(cosine):
 
 def likeness(a, b):
     return (unit(a) * unit(b)).sum(1).mean().item()
+
+
+def draw():
+    return int(torch.randint(10 ** 6, ()))
+
+
+def need(condition, what):
+    if not condition:
+        raise AssertionError(what)
+
+
+def need_no_loop(name, call):
+    """call(tokens, memory, W): as many operations for large sizes as for small ones."""
+    counts = []
+    for sizes in ({}, dict(S=12), dict(M=24, D=24), dict(B=8, T=16)):
+        inputs = make(**sizes)
+        with Watch() as watch:
+            call(*inputs)
+        counts.append(watch.operations)
+        larger = " and ".join(f"{size}={n}" for size, n in sizes.items())
+        need(counts[-1] <= 1.5 * counts[0],
+             f"{name} has the right values, but it loops in Python: {counts[0]} PyTorch operations for {SMALL}, "
+             f"{counts[-1]} with {larger}; expected about as many")

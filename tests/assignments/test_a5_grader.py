@@ -27,7 +27,7 @@ def lost(results):
     return {task for task, (worth, earned, _) in results.items() if earned < worth}
 
 
-@pytest.mark.parametrize("variant, seed", [(1, 0), (1, 4), (2, 0), (2, 4)])
+@pytest.mark.parametrize("variant, seed", [(1, 0), (1, 4), (2, 0)])
 def test_the_reference_has_all_points(tmp_path, variant, seed):
     results = points(tmp_path, *[VARIANT_2] * (variant - 1), variant=variant, seed=seed)
     assert lost(results) == set(), results
@@ -121,6 +121,22 @@ MISTAKES = {                                                           # name: o
     "noise keeps slots different": (CURE, "return F.normalize(torch.randn_like(self.memory), dim=-1)", {7}),
     "reading writes": ("def read(self, tokens):\n", "def read(self, tokens):\n        self.write(tokens)\n", {7}),
     "rows of another length": (CURE, CURE.replace("return ", "return 1.01 * "), {7}),
+    "one mean for all slots, plus or minus": (CURE, "self.mean = 0.9 * getattr(self, 'mean', 0) + "
+                                              "0.1 * tokens.mean((0, 1))[:16]\n        "
+                                              "return F.normalize(self.queries.roll(1, 0) + 0.2 * self.mean * "
+                                              "torch.tensor([[1.], [-1.]]).repeat(6, 1), dim=-1)", {7}),
+    "one slot's contents for all": (CURE, "h = h[:1].expand(len(h), -1)\n        self.mean = 0.9 * getattr(self, "
+                                    "'mean', 0) + 0.1 * h @ self.W['o']\n        "
+                                    "return F.normalize(self.queries.roll(1, 0) + 0.4 * self.mean * "
+                                    "torch.tensor([[1.], [-1.]]).repeat(6, 1), dim=-1)", {7}),
+    "the cure overwrites the memory": ("self.memory = self.written_by_fixed_queries(tokens)",
+                                       "self.memory.copy_(self.written_by_fixed_queries(tokens))", {7}),
+    "gates head by head": ("    A = q @ keys.mT / math.sqrt(D) ", "    A = torch.stack([a @ b.T / math.sqrt(D) "
+                           "for a, b in zip(q, keys)]) ", {1}),
+    "the sum over heads as a loop": ("return (G @ v).transpose(0, 1).flatten(1)  ",
+                                     "return torch.cat([g @ x for g, x in zip(G, v)], 1)  ", {2}),
+    "cosines pair by pair": ("cosines = rows @ rows.mT", "cosines = torch.stack([torch.stack([a @ b for a in rows]) "
+                             "for b in rows])", {5}),
     "the first image's tokens alone": ("written_by_fixed_queries(tokens)\n        else",
                                        "written_by_fixed_queries(tokens[:1])\n        else", {7}),
 }
@@ -128,7 +144,7 @@ MISTAKES = {                                                           # name: o
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_costs_points_of_its_task_alone(tmp_path, mistake, monkeypatch):
-    monkeypatch.setattr(world, "WRITES", 30)                           # quick, and enough for slots to become alike
+    monkeypatch.setattr(world, "WRITES", 20)                           # quick, and enough for slots to become alike
     old, new, tasks = MISTAKES[mistake]
     results = points(tmp_path, (old, new))
     assert lost(results) == tasks, results
@@ -141,7 +157,7 @@ def test_a_mistake_costs_points_of_its_task_alone(tmp_path, mistake, monkeypatch
     ("def effective_rank(memory):\n    return memory[99]\n\n\ndef another_name(", "IndexError"),
 ])
 def test_a_missing_function_a_wrong_shape_and_an_exception_cost_their_task_alone(tmp_path, monkeypatch, new, said):
-    monkeypatch.setattr(world, "WRITES", 30)
+    monkeypatch.setattr(world, "WRITES", 20)
     results = points(tmp_path, ("def effective_rank(", new))
     assert lost(results) == {5}
     assert said in " ".join(results[5][2])
