@@ -164,6 +164,10 @@ def described(error, path):
     call = re.match(r"([\w.<>]+)\(\) (got an unexpected keyword|got some positional|missing|takes)", first)
     if isinstance(error, TypeError) and call and not line:            # the grader's call, not one of the student's
         return f"{call[1]} must have the arguments that README.md gives it, by the same names: {first}"
+    if "does not require grad" in first:
+        return "no gradient comes back from what it returned: is something detached, or under no_grad?"
+    if "through the graph a second time" in first:
+        return "the backward pass failed: does checkpoint(...) have use_reentrant=False?"
     where = f"line {line} of {path.name}: " if line else "what it returned does not fit: "
     return f"{where}{type(error).__name__}: {first}"
 
