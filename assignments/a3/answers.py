@@ -18,7 +18,7 @@ def read_results(path, where, metric="accuracy_pentos"):
 # ---- 2. pair ---------------------------------------------------------------------------------------------------------
 
 def paired_differences(mine, theirs):
-    """Two dicts {seed: value} -> (mine - theirs by ascending seed, array (n,); sorted list of seeds without a pair).
+    """Two dicts {seed: value} -> (mine - theirs by ascending seed: n numbers; sorted list of the seeds without a pair).
 
     ValueError if no seed is in both.
     """
@@ -71,7 +71,7 @@ def seeds_needed(effect, sd, target=0.8, alpha=0.05):
 # ---- 7. many questions -----------------------------------------------------------------------------------------------
 
 def adjusted(p_values):
-    """p-values adjusted for their number, in the order given: array (m,)."""
+    """p-values adjusted for their number, in the order given."""
     raise NotImplementedError
 
 
@@ -84,7 +84,8 @@ def analyse(path, questions, metric="accuracy_pentos", alpha=0.05):
 
 if __name__ == "__main__":
     OCCURS = {"task": "occurs", "train_size": 1000}
-    QUESTIONS = {"relational heads": ({**OCCURS, "n_ra": 2, "symbols": "positional", "symmetric": True},
+    QUESTIONS = {"relational heads": ({**OCCURS, "n_ra": 2, "symbols": "positional", "symmetric": True,
+                                       "ra_type": "ra"},
                                       {**OCCURS, "n_ra": 0})}
     for question, row in analyse("out/a3/results.csv", QUESTIONS).items():
         print(question, row)

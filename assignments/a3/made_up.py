@@ -92,31 +92,49 @@ def rows_of(path):
         return list(csv.DictReader(f))
 
 
+def refuse(wrong, message):
+    if wrong:
+        raise ValueError(message)
+
+
+def statistics(values):
+    """(n, mean, standard deviation) of two or more values."""
+    refuse(len(values) < 2, f"{len(values)} values, two or more are needed")
+    return len(values), float(np.mean(values)), float(np.std(values, ddof=1))
+
+
 def earlier(variant, *names):
     """{name: right version} of these functions, or of all that later tasks call."""
     sides = 3 - variant
 
     def read_results(path, where, metric="accuracy_pentos"):
-        return {int(row["seed"]): float(row[metric]) for row in rows_of(path)
-                if row[metric] and all(row[c] == str(value) for c, value in where.items())}
+        rows = rows_of(path)
+        refuse(not {*where, metric} <= set(rows[0]), f"where = {where}, metric = {metric}: no such column")
+        rows = [row for row in rows if row[metric] and all(row[c] == str(value) for c, value in where.items())]
+        found = {int(row["seed"]): float(row[metric]) for row in rows}
+        refuse(not rows or len(found) < len(rows), f"where = {where}: no row, or two rows with the same seed")
+        return found
 
     def paired_differences(mine, theirs):
         common, alone = sorted(set(mine) & set(theirs)), sorted(set(mine) ^ set(theirs))
-        if not common or (alone and variant == 2):
-            raise ValueError("unpaired seeds")
+        refuse(not common or (alone and variant == 2), f"seeds without a pair: {alone}")
         return np.array([mine[seed] - theirs[seed] for seed in common]), common if variant == 2 else alone
 
     def mean_interval(values, confidence=0.95):
-        n, m = len(values), float(np.mean(values))
-        half = quantile(round(1 - (1 - confidence) / sides, 12), n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+        n, m, s = statistics(values)
+        half = quantile(round(1 - (1 - confidence) / sides, 12), n - 1) * s / math.sqrt(n)
         return m, m - half, m + half if sides == 2 else math.inf
 
     def p_value(values):
-        n, m, s = len(values), float(np.mean(values)), float(np.std(values, ddof=1))
+        n, m, s = statistics(values)
+        if s == 0:
+            return float(m == 0 if sides == 2 else m <= 0)
         t = (abs(m) if sides == 2 else m) * math.sqrt(n) / s
         return sides * cdf(-t, n - 1)
 
     def power(effect, sd, n, alpha=0.05):
+        if n > 1000:
+            raise RuntimeError(f"power was called with n = {n}, but here 200 seeds suffice, or none do")
         return exact_power(effect, sd, n, alpha, sides)
 
     def adjusted(p_values):

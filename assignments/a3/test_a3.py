@@ -41,7 +41,7 @@ def parts(found, n, what):
 
 
 def check_seeds(found, expected, what):
-    assert [int(seed) for seed in found] == expected, f"{what}: expected {expected}, found {list(found)}"
+    assert found is not None and list(found) == expected, f"{what}: expected the seeds {expected}, found {found}"
 
 
 def text(values):
@@ -280,6 +280,8 @@ def test_the_planted_truth_is_found(answers, variant):
 
 def check_rows(found, planted, alpha, variant):
     """Right differences of each task -> the rows that `analyse` should give; *occurs* has seeds without a pair."""
+    assert isinstance(found, dict) and {*planted} <= {*found}, (
+        f"analyse: expected a dict with a row for each of {list(planted)}, found {found}")
     functions = earlier(variant)
     p = {name: functions["p_value"](d) for name, d in planted.items() if variant == 1 or name != "occurs"}
     adjusted = dict(zip(p, functions["adjusted"](list(p.values()))))
@@ -288,6 +290,8 @@ def check_rows(found, planted, alpha, variant):
         if name not in p:
             assert (row["n"], row["verdict"]) == (0, "unpaired"), f"{what} and seed 99 without a pair: found {row}"
             continue
+        keys = ["n", "mean", "low", "high", "p", "adjusted", "verdict"] + ["dropped"] * (variant == 1)
+        assert {*keys} <= {*row}, f"{what} has no {', '.join(key for key in keys if key not in row)}; found {row}"
         check([row[key] for key in ("n", "mean", "low", "high")], [6, *functions["mean_interval"](d, 1 - alpha)],
               f"{what}: n, mean, low, high", 1e-4)
         check([row["p"], row["adjusted"]], [p[name], adjusted[name]], f"{what}: p, adjusted", 1e-4)
