@@ -296,7 +296,7 @@ TRUE_OF = {"learned": ("same", "spare", "unused"), "needed": ("same", "mark", "c
 
 
 def verdict(answers, variant, which):
-    for spare in (False, True) if which == "needed" else (True,):
+    for spare in {"learned": (False,), "needed": (False, True), "informs": (True,)}[which]:
         p = plant(number(0, 10 ** 6), spare)
         seeds = [number(0, 10 ** 6) for _ in range(19 if which == "learned" else 2)]
         with all_right(answers, variant, but="verdicts"):
@@ -305,8 +305,8 @@ def verdict(answers, variant, which):
         for name, role in p.roles.items():
             expected = role in TRUE_OF[which]
             assert bool(found[name][which]) == expected, (
-                f"verdicts of a planted model, relation {name}: {ROLES[role]}. So it is {'' if expected else 'not '}"
-                f"{which}; your verdict says that it is{' not' if expected else ''}."
+                f"verdicts of a planted model, relation {name}: {ROLES[role]}. So '{which}' must be "
+                f"{expected}; your verdict says {not expected}."
                 + (" Its p is 1/20, which counts: p <= 0.05." if (which, expected) == ("learned", True) else ""))
 
 

@@ -58,6 +58,9 @@ MISTAKES = {
     "no control": ("p_value(float(value), control[name if VARIANT == 1 else name[0]]) <= 0.05", "float(value) > 0.8",
                    {"6 verdicts"}),
     "below the chance of 20": ("<= 0.05", "< 0.05", {"6 verdicts"}),
+    "verdicts by all places together": ("in all_aucs(model, x, same, compared).items()", '''in [
+                (name, auc(r[compared], same[compared]))
+                for name, r in relations_of(model, x, same.size(-1)).items()]''', {"6 verdicts"}),
     "knock-outs exchanged": ('[name], "zero"),\n                   "informs": worse(model, x, y, [name], "resample")',
                              '[name], "resample"),\n                   "informs": worse(model, x, y, [name], "zero")',
                              {"6 verdicts"}),
