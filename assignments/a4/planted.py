@@ -1,11 +1,12 @@
 """Planted models: small models with weights set by hand, so that it is known what each relation does.
 
 A board has T = 5 tokens: a class token, the object on top and three at the bottom, all different there. An object is
-one of 12 kinds (one-hot), has a mark of plus or minus .25, and six features of noise. The answer is yes where the
-object on top is also at the bottom AND most marks at the bottom are those of the top: a quarter of the boards; 5% of
-the labels are wrong. Two layers of the repository's relational attention, whose attention weights are uniform, read
-the board, three relations each; those of the first are symmetric. Behind them a fixed reader adds up what the layers
-say of the object on top.
+one of 12 kinds (one-hot), has a mark of plus or minus .25, a number for its place, and five features of noise. The
+object on top is most often the same as the first at the bottom, rarely the same as the last. The answer is yes where
+the object on top is also at the bottom AND most marks at the bottom are those of the top: a quarter of the boards; 5%
+of the labels are wrong. Two layers of the repository's relational attention, whose attention weights are uniform,
+read the board, three relations each; those of the first are symmetric. Behind them a fixed reader adds up what the
+layers say of the object on top.
 
     p = plant(seed, spare=False)
     p.model(p.x)[0]                            # (N, 2), as any model of this repository
@@ -22,12 +23,15 @@ from torch import nn
 
 from model import DualAttention, TransformerConfig
 
-KINDS, NOISE, PLACES, R = 12, 6, 4, 3
-MARK, CONSTANT, D = KINDS, KINDS + 1, KINDS + 2 + NOISE
+KINDS, NOISE, PLACES, R = 12, 5, 4, 3
+MARK, CONSTANT, PLACE, D = KINDS, KINDS + 1, KINDS + 2, KINDS + 3 + NOISE
+OFTEN = 0.8, 0.15, 0.05                        # if the top occurs at the bottom, how often at each place
+NUMBERS = 1, 1, 0.6, 0.2                       # of the places
 ROLES = {"same": "it tells whether two objects are of one kind, and the answer needs it",
          "spare": "it tells whether two objects are of one kind, and another relation tells the same to the answer",
          "unused": "it tells whether two objects are of one kind, and nothing reads it",
          "mark": "it tells the marks, which have nothing to do with kinds, and the answer needs them",
+         "place": "it tells the place, and so how often objects there are the same, and nothing reads it",
          "untrained": "its weights are random, as before training, and nothing reads it",
          "constant": "it is the same number for all pairs of all boards, and the answer is used to this number"}
 
@@ -78,10 +82,12 @@ def plant(seed, spare=False):
     g = torch.Generator().manual_seed(seed)
     x, y, same, compared = boards(g, 300)
     roles = ["spare", "spare"] if spare else ["same", "unused"]
-    roles += ["unused", "mark", "constant"]
+    roles += ["mark", "constant"]
     places = [(layer, l) for layer in (1, 2) for l in range(R)]
     trap = places.pop(torch.randint(R, (), generator=g))               # in the layer whose relations are symmetric
-    roles = {places[i]: role for i, role in zip(torch.randperm(5, generator=g).tolist(), roles)} | {trap: "untrained"}
+    place = places.pop(-1 - int(torch.randint(R, (), generator=g)))    # in the other one
+    roles = {places[i]: role for i, role in zip(torch.randperm(4, generator=g).tolist(), roles)}
+    roles |= {trap: "untrained", place: "place"}
     model = make(seed)
     with torch.no_grad():
         for block in model.stack.blocks:
@@ -103,10 +109,11 @@ def boards(g, n):
     """-> x (n, 5, D), y (n,), same and compared (n, 4, 4)."""
     kinds = torch.rand(n, KINDS, generator=g).argsort(-1)[:, :PLACES]              # all different
     occurs = torch.rand(n, generator=g) < 0.5
-    at = torch.randint(1, PLACES, (n,), generator=g)
+    at = 1 + torch.multinomial(torch.tensor(OFTEN), n, replacement=True, generator=g)
     kinds[:, 0] = torch.where(occurs, kinds.gather(1, at[:, None])[:, 0], kinds[:, 0])
     marks = 2.0 * torch.randint(2, (n, PLACES), generator=g) - 1
     objects = torch.cat([nn.functional.one_hot(kinds, KINDS), 0.25 * marks[..., None], torch.ones(n, PLACES, 1),
+                         torch.tensor(NUMBERS).expand(n, PLACES)[..., None],
                          0.1 * torch.randn(n, PLACES, NOISE, generator=g)], -1)
     x = torch.zeros(n, 1 + PLACES, D)
     x[:, 1:], x[:, 0, CONSTANT] = objects, 1
@@ -144,6 +151,8 @@ def write(model, layer, l, role, g):
     W = torch.zeros(KINDS, D, dtype=torch.float64)
     if role == "mark":
         W[0, MARK] = 4                                                 # marks are 1/4
+    elif role == "place":
+        W[0, PLACE] = 1
     elif role == "constant":
         W[0, CONSTANT] = 1
     else:
@@ -157,7 +166,7 @@ def write(model, layer, l, role, g):
     # uniform attention: sum_j alpha_ij r_ij is the sum over the five tokens, divided by 5
     gain = (-2 if role == "constant" else 5) / (sign * scale)
     heads = (first, 1 - first)
-    if role == "unused":                                               # nothing, or what the other head takes back
+    if role in ("unused", "place"):                                    # nothing, or what the other head takes back
         heads = (0, 0) if torch.rand((), generator=g) < 0.5 else (first, -first)
     m.W_r[:, l] = 0
     m.W_r[:, l, l] = gain * torch.tensor(heads, dtype=torch.float64)

@@ -19,6 +19,15 @@ def number(low, high):
     return int(torch.randint(low, high, ()))
 
 
+def knock_out(answers, *arguments):
+    with right(answers, derangement=right_derangement):
+        context = answers.knocked_out(*arguments)
+    assert hasattr(context, "__enter__"), (
+        f"knocked_out returned a {type(context).__name__}, which is no context manager: write @contextmanager "
+        "(of contextlib) above it, and one `yield` in it")
+    return context
+
+
 # ---- 1 AUC -----------------------------------------------------------------------------------------------------------
 
 @task("1 auc", points=6)
@@ -202,7 +211,7 @@ def test_zero_takes_out_these_relations_alone(answers, variant):
     for names in ([(1, number(0, 3))], [(2, number(0, 3))], [(1, 0), (2, 2), (1, 2)]):
         def change(layer, r):
             return torch.stack([0 * r[:, l] if (layer, l) in names else r[:, l] for l in range(3)], 1)
-        with right(answers, derangement=right_derangement), answers.knocked_out(model, names, "zero"):
+        with right(answers, derangement=right_derangement), knock_out(answers, model, names, "zero"):
             found = model(x)[0]
         check(found, by_definition(model, x, change),
               f'knocked_out {names}, "zero": the sum over senders, relations and heads, with their r_ij = 0')
@@ -218,7 +227,7 @@ def test_resample_takes_all_of_r_from_another_image(answers, variant):
 
         def change(layer, r):
             return torch.stack([r[order, l] if (layer, l) in names else r[:, l] for l in range(3)], 1)
-        with right(answers, derangement=right_derangement), answers.knocked_out(model, names, "resample", seed):
+        with right(answers, derangement=right_derangement), knock_out(answers, model, names, "resample", seed):
             found = model(x)[0]
         check(found, by_definition(model, x, change), f'knocked_out {names}, "resample" (relations of layer 1 are '
               f'symmetric, of layer 2 not): the output with r[l] of image order[n] = {order.tolist()}')
@@ -233,7 +242,7 @@ def test_the_model_is_what_it_was(answers, variant):
             intact = model(x)[0]
             case = f'after knocked_out(..., "{how}")' + (" and an exception inside" if fails else "")
             try:
-                with right(answers, derangement=right_derangement), answers.knocked_out(model, [(1, 1), (2, 0)], how):
+                with right(answers, derangement=right_derangement), knock_out(answers, model, [(1, 1), (2, 0)], how):
                     assert not torch.equal(model(x)[0], intact), f'inside knocked_out(..., "{how}") nothing is changed'
                     if fails:
                         raise KeyboardInterrupt
@@ -287,7 +296,7 @@ TRUE_OF = {"learned": ("same", "spare", "unused"), "needed": ("same", "mark", "c
 
 
 def verdict(answers, variant, which):
-    for spare in (False, True) if which == "needed" else (True,):
+    for spare in {"learned": (False,), "needed": (False, True), "informs": (True,)}[which]:
         p = plant(number(0, 10 ** 6), spare)
         seeds = [number(0, 10 ** 6) for _ in range(19 if which == "learned" else 2)]
         with all_right(answers, variant, but="verdicts"):
@@ -296,8 +305,9 @@ def verdict(answers, variant, which):
         for name, role in p.roles.items():
             expected = role in TRUE_OF[which]
             assert bool(found[name][which]) == expected, (
-                f"verdicts of a planted model, relation {name}: {ROLES[role]}. {which}: expected {expected}, found "
-                f"{found[name][which]}")
+                f"verdicts of a planted model, relation {name}: {ROLES[role]}. So '{which}' must be "
+                f"{expected}; your verdict says {not expected}."
+                + (" Its p is 1/20, which counts: p <= 0.05." if (which, expected) == ("learned", True) else ""))
 
 
 @task("6 verdicts", points=5)
@@ -323,4 +333,6 @@ def test_redundant(answers, variant):
         with all_right(answers, variant, but="redundant"):
             found = answers.redundant(p.model, p.x, p.y, list(p.roles))
         assert set(found) == expected, (
-            f"redundant, of a planted model with the roles {p.roles}: expected {expected or 'none'}, found {found}")
+            f"redundant, of a planted model: expected {sorted(expected) or 'no pair'}, found "
+            f"{sorted(found) or 'no pair'}. Its relations: "
+            + "; ".join(f"{name}, {ROLES[role]}" for name, role in p.roles.items()))

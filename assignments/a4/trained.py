@@ -20,8 +20,8 @@ PLACES, SEEDS = 9, range(101, 120)                                     # of untr
 def load(path, images=500, sprites=None):
     """A run's weights.pt -> Plant: model, make, x, y, same, compared; what its relations do, nobody knows.
 
-    Images that it was not trained on, of its own sprites or others. Pairs of places count in which the objects are the
-    same in some image: in occurs, the top and each place at the bottom.
+    The model is in evaluation mode. Images that it was not trained on, of its own sprites or others. Pairs of places
+    count in which the objects are the same in some image: in occurs, the top and each place at the bottom.
     """
     checkpoint = load_checkpoint(path)
     o = checkpoint["options"]
@@ -31,6 +31,7 @@ def load(path, images=500, sprites=None):
         return VisionTransformer(model_config(o), image_size=36, patch_size=12, n_classes=2, pool=o["pool"])
     model = make(o["seed"])
     load_weights(model, checkpoint["model"], path)
+    model.eval()
     drawn, labels = games.test_images(o["task"], sprites or o["sprites"], images, o["seed"])
     x = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255
     kinds = torch.from_numpy(games.kinds_of_pairs(drawn, sprites or o["sprites"]))               # (N, 9, 9)
@@ -56,6 +57,11 @@ def table(p):
     return "\n".join([*lines, "", f"stand in for each other: {', '.join(map(str, sorted(pairs))) or 'none'}"])
 
 
+@torch.no_grad()
+def accuracy(p):
+    return float((p.model(p.x)[0].argmax(-1) == p.y).float().mean())
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     files = sorted(Path(argv[0]).rglob("weights.pt")) if len(argv) == 1 else []
@@ -64,7 +70,7 @@ def main(argv=None):
     for path in files:
         with one_line_errors():
             p = load(path)
-        print(f"{path.parent.name}\n\n{table(p)}\n", flush=True)
+        print(f"{path.parent.name}: accuracy {accuracy(p):.3f} on {len(p.y)} images\n\n{table(p)}\n", flush=True)
 
 
 if __name__ == "__main__":

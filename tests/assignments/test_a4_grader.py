@@ -8,6 +8,7 @@ import torch
 
 import train_relgames
 from assignments.a4 import trained
+from assignments import grading
 from assignments.grading import HERE, grade, load
 
 SOLUTION = (Path(__file__).parent / "solution_a4.py").read_text(encoding="utf-8")
@@ -57,6 +58,9 @@ MISTAKES = {
     "no control": ("p_value(float(value), control[name if VARIANT == 1 else name[0]]) <= 0.05", "float(value) > 0.8",
                    {"6 verdicts"}),
     "below the chance of 20": ("<= 0.05", "< 0.05", {"6 verdicts"}),
+    "verdicts by all places together": ("in all_aucs(model, x, same, compared).items()", '''in [
+                (name, auc(r[compared], same[compared]))
+                for name, r in relations_of(model, x, same.size(-1)).items()]''', {"6 verdicts"}),
     "knock-outs exchanged": ('[name], "zero"),\n                   "informs": worse(model, x, y, [name], "resample")',
                              '[name], "resample"),\n                   "informs": worse(model, x, y, [name], "zero")',
                              {"6 verdicts"}),
@@ -72,10 +76,26 @@ def earned(tmp_path, text, variant=1, seed=0):
     return {name: points for name, _, points, _ in results}, {name: messages for name, _, _, messages in results}
 
 
+def shortened(monkeypatch):
+    """Of task 6 one function alone, with its points: it, too, needs all earlier tasks, and the others take long."""
+    def fewer(module):
+        functions = [one for one in tests_of(module) if one.task != "6 verdicts" or one.__name__ == "test_informs"]
+        module.test_informs.points = POINTS["6 verdicts"]
+        return functions
+    tests_of = grading.tests
+    monkeypatch.setattr(grading, "tests", fewer)
+
+
 @pytest.mark.parametrize("variant, seed", [(1, 0), (1, 5), (2, 0), (2, 5)])
 def test_a_right_solution_gets_all_points(tmp_path, variant, seed):
     points, messages = earned(tmp_path, SOLUTION.replace("VARIANT = 1", f"VARIANT = {variant}"), variant, seed)
     assert points == POINTS, messages
+
+
+def test_knocked_out_without_its_decorator_is_told_so(tmp_path, monkeypatch):
+    shortened(monkeypatch)
+    points, messages = earned(tmp_path, SOLUTION.replace("@contextmanager\ndef knocked_out", "def knocked_out"))
+    assert points["4 knock-outs"] == 4 and "write @contextmanager" in messages["4 knock-outs"][0]
 
 
 def test_last_years_solution_loses_most_points_of_most_tasks(tmp_path):
@@ -88,9 +108,11 @@ def test_the_starter_gets_nothing():
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_costs_its_task_alone(tmp_path, name):
+def test_a_mistake_costs_its_task_alone(tmp_path, monkeypatch, name):
     old, new, tasks = MISTAKES[name]
     assert old in SOLUTION
+    if "6 verdicts" not in tasks:
+        shortened(monkeypatch)
     points, messages = earned(tmp_path, SOLUTION.replace(old, new), seed=len(name))
     assert {task for task in POINTS if points[task] < POINTS[task]} == tasks, messages
 
@@ -100,8 +122,9 @@ def test_a_mistake_costs_its_task_alone(tmp_path, name):
     ("    return (1 + as_far) /", "    return torch.ones(3) + (1 + as_far) /", "expected the shape (), found (3,)"),
     ("    return (1 + as_far) /", "    return [][1] + (1 + as_far) /", "IndexError: list index out of range"),
     ("    return (1 + as_far) /", "    (1 + as_far) /", "is there a `return`?")])
-def test_what_does_not_run_costs_its_task_alone(tmp_path, old, new, says):
+def test_what_does_not_run_costs_its_task_alone(tmp_path, monkeypatch, old, new, says):
     assert old in SOLUTION
+    shortened(monkeypatch)
     points, messages = earned(tmp_path, SOLUTION.replace(old, new))
     assert {task for task in POINTS if points[task] < POINTS[task]} == {"3 the control"}
     assert says in " ".join(messages["3 the control"])
