@@ -29,7 +29,10 @@ def layer(tokens, memory, W, k, decay, beta, training, variant):
 
 def earlier(answers, variant, *names):
     of = {**vars(definitions), "layer": layer}
-    return right(answers, **{name: partial(of[name], variant=variant) for name in names})
+    functions = {name: partial(of[name], variant=variant) for name in names}
+    for name in {"effective_rank", "mean_cosine"} & functions.keys():              # tensors, of which floats can be had
+        functions[name] = lambda memory, f=functions[name]: torch.tensor(f(memory), dtype=torch.float64)
+    return right(answers, **functions)
 
 
 # ---- 1. the bottleneck -----------------------------------------------------------------------------------------------
@@ -292,6 +295,12 @@ def written(answers, variant, seed, batches):
 ALL = (*PARTS, "layer", "effective_rank", "mean_cosine")
 
 
+def need_the_same_again(answers, variant, seed):
+    """A memory of random numbers is different, too."""
+    one, two = (written(answers, variant, seed, stream(3, 1, 2))[1] for _ in range(2))
+    check(one, two, f"the memory after the same three writes once more, world({seed})")
+
+
 @task("7 a cure", points=5)
 def test_slots_stay_different(answers, variant):
     seeds, ranks, kept = [draw() for _ in range(3)], [], []
@@ -299,6 +308,7 @@ def test_slots_stay_different(answers, variant):
         for seed in seeds:
             start, memory = written(answers, variant, seed, stream(WRITES, source=seed + 1, seed=seed + 2))
             ranks.append(definitions.effective_rank(memory, variant))
+            need_the_same_again(answers, variant, seed)
             kept.append((memory @ start.T).amax(1).mean().item())
     least = SHARE[variant] * len(start)
     where = f"after {WRITES} writes in world(seed), stream({WRITES}, seed + 1, seed + 2), seeds {seeds}: expected"
@@ -315,6 +325,7 @@ def test_slots_hold_different_contents(answers, variant):
     mirrored = 2 * batches.mean((1, 2), keepdim=True) - batches
     with earlier(answers, variant, *ALL):
         memory, other = (written(answers, variant, seed, x)[1] for x in (batches, mirrored))
+        need_the_same_again(answers, variant, seed)
     where = f"world({seed}), a stream and its mirror image:"
     need(likeness(memory, other) <= 0.99, f"{where} likeness of the two memories: expected at most 0.99, found "
          f"{likeness(memory, other):.4f}; do slots hold more than the mean of all tokens?")

@@ -121,6 +121,7 @@ MISTAKES = {                                                           # name: o
     "noise keeps slots different": (CURE, "return F.normalize(torch.randn_like(self.memory), dim=-1)", {7}),
     "reading writes": ("def read(self, tokens):\n", "def read(self, tokens):\n        self.write(tokens)\n", {7}),
     "rows of another length": (CURE, CURE.replace("return ", "return 1.01 * "), {7}),
+    "random numbers": (CURE, "return F.normalize(torch.randn_like(self.memory), dim=-1)", {7}),
     "one mean for all slots, plus or minus": (CURE, "self.mean = 0.9 * getattr(self, 'mean', 0) + "
                                               "0.1 * tokens.mean((0, 1))[:16]\n        "
                                               "return F.normalize(self.queries.roll(1, 0) + 0.2 * self.mean * "
