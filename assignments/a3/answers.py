@@ -87,5 +87,5 @@ if __name__ == "__main__":
     QUESTIONS = {"relational heads": ({**OCCURS, "n_ra": 2, "symbols": "positional", "symmetric": True,
                                        "ra_type": "ra"},
                                       {**OCCURS, "n_ra": 0})}
-    for question, row in analyse("out/a3/results.csv", QUESTIONS).items():
+    for question, row in analyse("assignments/a3/results.csv", QUESTIONS).items():
         print(question, row)

@@ -1,4 +1,4 @@
-"""What the grader of a3 needs: made-up results.csv files, and right versions of the functions for later tasks."""
+"""ANSWERS to a3, for its grader; students leave this file shut. Right functions, and made-up results.csv files."""
 import csv
 import math
 import tempfile

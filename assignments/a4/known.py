@@ -1,4 +1,4 @@
-"""What the grader of assignment 4 compares with: right functions, for mistakes in earlier tasks, and small models."""
+"""ANSWERS to assignment 4, for its grader; students leave this file shut. Right functions, and small models."""
 import math
 from contextlib import ExitStack, contextmanager
 
