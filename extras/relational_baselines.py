@@ -28,7 +28,7 @@ from toolbox import training
 from toolbox.figures import drawing
 from toolbox.figures.runs import read_csv
 from toolbox.files import write_csv, write_text
-from toolbox.options import at_least, one_line_errors, parse_options, start
+from toolbox.options import agreed, at_least, one_line_errors, parse_options, start
 from toolbox.stats import mean_text, paired_difference
 
 D, N = 128, 9                               # width of a token, as in the DAT; objects on a board
@@ -206,7 +206,8 @@ def pixels(images):
 
 # ---- what came out ---------------------------------------------------------------------------------------------------
 
-KEYS = ("model", "task", "train_size", "seed", "test_size", "epochs", "batch_size", "learning_rate", "dtype")
+SETTINGS = ("test_size", "epochs", "batch_size", "learning_rate", "weight_decay", "beta1", "beta2", "dtype")
+KEYS = ("model", "task", "train_size", "seed", *SETTINGS)
 
 
 def report(rows, out_dir):
@@ -249,6 +250,7 @@ def main(argv=None):
     with one_line_errors():
         configs = parse_options(Options, argv=argv, grid=dict(
             model=tuple(MODELS), task=("occurs", "xoccurs"), train_size=(1000, 2500), seed=(1, 2, 3, 4, 5)))
+        agreed(configs, (*SETTINGS, "device", "out_dir"))
         configs.sort(key=lambda cfg: cfg.seed)
         device, dtype, why = training.choose_device(configs[0].device, configs[0].dtype)
         out_dir = Path(configs[0].out_dir)
@@ -263,6 +265,8 @@ def main(argv=None):
         rows.append(dict(zip(KEYS, key), accuracy=accuracy, n_parameters=n_parameters))
         write_csv(path, (*KEYS, "accuracy", "n_parameters"), rows)
         print(f"{i}/{len(waiting)}  {cfg.model}, {cfg.task}, {cfg.train_size} images, seed {cfg.seed}: {accuracy:.3f}")
+    settings = key_of(configs[0], dtype)[-len(SETTINGS):]             # rows of other settings are kept, and not shown
+    rows = [row for row in rows if tuple(row[name] for name in SETTINGS) == settings]
     print(f"\n{report(rows, out_dir)}\n", path, out_dir / "baselines.md", out_dir / "baselines.png", sep="\n")
 
 

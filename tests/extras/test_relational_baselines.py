@@ -78,6 +78,9 @@ def test_the_protocol_is_that_of_train_relgames(tmp_path, capsys):
     capsys.readouterr()
     main([*TINY, "--model=DAT 0+2", f"--out_dir={tmp_path / 'here'}"])
     assert "1 runs, 1 of them finished before" in capsys.readouterr().out
+    main([*TINY, "--model=DAT 0+2", "--epochs=1", f"--out_dir={tmp_path / 'here'}"])          # kept, not mixed
+    assert len((tmp_path / "here/baselines.csv").read_text().splitlines()) == 3
+    assert len((tmp_path / "here/baselines.md").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("option, said", [("--model=RNN", "choose from"), ("--train_size=1", "at least 2")])
