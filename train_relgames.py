@@ -64,8 +64,8 @@ class Config(training.TrainingOptions, TransformerConfig):
         if self.alternative and (self.task not in ("xoccurs", "match_pattern") or self.data != "generated"):
             raise ValueError(f"task={self.task}, data={self.data}: only the drawn xoccurs and match_pattern have an "
                              f"alternative sampling")
-        if self.ablate and self.sweep:
-            raise ValueError("--ablate and --sweep: give one of them")
+        if self.ablate and (self.sweep or self.paper):
+            raise ValueError("--ablate: without --sweep and --paper")
         for name in ("vocab_size", "max_len", "tie_embeddings"):
             if getattr(self, name) != getattr(TransformerConfig, name):
                 raise ValueError(f"--{name}: it means nothing for images")
@@ -152,7 +152,7 @@ FACTORS = {
                                            "one for both": dict(n_ra=1, share_qk=True)},
     "layers": {"two": {}, "one": dict(n_layers=1)},
     "Transformer": {"DAT 0+2": {}, "Transformer 2+0": dict(n_ra=0), "as many parameters": dict(n_ra=0, d_ff=301),
-                    "more seconds: 100 epochs": dict(n_ra=0, epochs=100)},
+                    "100 epochs": dict(n_ra=0, epochs=100)},
 }
 PRESETS = {"wide": dict(d_model=144, d_ff=288, n_ra=0)}               # v3 of the paper: a larger Transformer
 
@@ -181,8 +181,10 @@ def given_configs(argv):
 
 def configs_of(argv):
     """The command line -> one Config for each run. Raises ValueError for a list of an option that takes one value."""
-    configs = []
-    for cfg in given_configs(argv):
+    configs, given = [], given_configs(argv)
+    if given[0].ablate and len({(cfg.task, cfg.train_size, cfg.seed) for cfg in given}) < len(given):
+        raise ValueError("--ablate: give lists for --task, --train_size and --seed only")
+    for cfg in given:
         if cfg.ablate:
             for *_, run in ablation(cfg):
                 configs += [run] if run not in configs else []

@@ -1,7 +1,8 @@
 """Is it attention that helps on Relational Games, or any relational bottleneck? Four other architectures, each from its
 paper, beside DAT 0+2 and the Transformer: same images, same order, same optimizer, as many parameters as the DAT.
 
-    python -m extras.relational_baselines                      occurs and xoccurs, 1,000 and 2,500 images, five seeds
+    python -m extras.relational_baselines                      occurs and xoccurs, 1,000 and 2,500 images, five seeds;
+                                                               half an hour on two cores
     python -m extras.relational_baselines --task=same --train_size=500 --seed=1,2,3
 
     RelationNetwork   f( sum_ij g(o_i, o_j) ), f and g MLPs                       (Santoro et al., 2017)
@@ -89,9 +90,8 @@ class CoRelNet(Classifier):
 class PrediNet(Classifier):
     """Each head picks out two objects and compares them along 16 learned directions (Shanahan et al., 2020).
 
-    (paper: 32 heads; here: 8, or W_Q alone would have three times the DAT's parameters.)
-
     Q_a = flatten(L) W_Qa,  E_a = softmax(Q_a (L W_K)^T) L for a = 1, 2;  the head says (E_1 W_S - E_2 W_S, places).
+    paper: 32 heads; here: 8, because 32 would give W_Q alone three times the DAT's parameters.
     """
 
     def __init__(self, width, heads=8, key=16, relations=16):
@@ -144,7 +144,7 @@ def vision_transformer(n_ra, d_ff=256):
 
 
 # Each with the width that gives it the DAT's parameters.
-MODELS = {"DAT 0+2": lambda: vision_transformer(2), "Transformer 2+0": lambda: vision_transformer(0, d_ff=301),
+MODELS = {"DAT 0+2": lambda: vision_transformer(2), "Transformer 2+0 (d_ff 301)": lambda: vision_transformer(0, d_ff=301),
           "Relation Network": lambda: RelationNetwork(244), "CoRelNet": lambda: CoRelNet(396),
           "PrediNet": lambda: PrediNet(373), "Abstractor": lambda: Abstractor(447)}
 

@@ -7,7 +7,7 @@
             for step in range(run.step + 1, cfg.max_steps + 1):
                 ...
                 run.add(loss, gradient_norm)          # kept on the device, no waiting
-                run.log(step, train_loss=run.mean_loss(), lr=lr)
+                run.log(step, **run.means(), lr=lr)
                 run.save("last.pt", step, model, optimizer)
             run.finish()
 

@@ -38,7 +38,8 @@ def test_the_matched_transformer_has_as_many_parameters_as_the_dat():
 
 
 @pytest.mark.parametrize("option, said", [("--n_layers=3", "--ablate sets it itself"), ("--n_ra=1", "sets it itself"),
-                                          ("--baseline=False", "sets it itself"), ("--sweep", "give one of them")])
+                                          ("--baseline=False", "sets it itself"), ("--sweep", "without --sweep"),
+                                          ("--learning_rate=1e-3,1e-4", "lists for --task")])
 def test_what_the_ablation_sets_itself_is_refused(option, said, capsys):
     with pytest.raises(SystemExit) as stop:
         train_relgames.main(["--ablate", option])

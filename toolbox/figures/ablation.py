@@ -5,8 +5,6 @@ accuracies. A model that belongs to several factors has a row in each. The first
 """
 import math
 
-import numpy as np
-
 from toolbox.files import write_csv, write_text
 from toolbox.figures import drawing
 from toolbox.figures.runs import final, read_csv
@@ -66,8 +64,8 @@ def draw(found):
 
 def table(found):
     """Markdown: accuracy of each variant, its spread, and its difference to the factor's first, paired by seed."""
-    lines = ["| factor | variant | task | images | accuracy | seeds | parameters | s each | minus the first variant |",
-             "|---" * 9 + "|"]
+    lines = ["| factor | variant | task | images | accuracy | seeds | parameters | minus the first variant |",
+             "|---" * 8 + "|"]
     for factor, variants in found.items():
         reference = next(iter(variants.values()))
         for variant, tasks in variants.items():
@@ -75,8 +73,7 @@ def table(found):
                 runs, mine = list(by_seed.values()), accuracies(by_seed)
                 difference = "" if tasks is reference else describe(mine, accuracies(reference.get(key, {})))
                 lines.append(f"| {factor} | {variant} | {key[0]} | {key[1]} | {mean_text(list(mine.values()), 3)} | "
-                             f"{len(mine)} | {int(runs[0]['n_parameters']):,} | "
-                             f"{np.mean([float(run['seconds']) for run in runs]):.0f} | {difference} |")
+                             f"{len(mine)} | {int(runs[0]['n_parameters']):,} | {difference} |")
     return "\n".join(lines)
 
 

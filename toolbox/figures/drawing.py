@@ -95,6 +95,6 @@ def draw_group(ax, runs, x, y, label, color, ls="-"):
 
 def draw_interval(ax, y, values, color, label=None):
     """In the row y: a dot for each value, their mean and, from three values on, its 95% Student-t interval."""
-    ax.plot(values, [y] * len(values), ".", ms=4, color=color, alpha=0.4)
     half = half_interval(values) if len(values) >= FEWEST else np.nan
     ax.errorbar([np.mean(values)], [y], xerr=[half], fmt="o", ms=4, color=color, capsize=3, label=label)
+    ax.plot(values, [y] * len(values), "o", ms=3, mfc="white", mec=color, mew=0.8)
