@@ -17,8 +17,12 @@ T975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 
 def half_interval(values):
     """Half the width of the 95% confidence interval of the mean of `values` (n, ...), n >= 2: t_{n-1} s / sqrt(n)."""
-    n = len(values)
-    return T975[min(n - 1, 30) - 1] * np.std(values, axis=0, ddof=1) / math.sqrt(n)
+    return half_interval_of(np.std(values, axis=0, ddof=1), len(values))
+
+
+def half_interval_of(std, n):
+    """The same from a standard deviation over n values (with n - 1 in its denominator)."""
+    return T975[min(n - 1, 30) - 1] * std / math.sqrt(n)
 
 
 def mean_text(values, digits):

@@ -194,6 +194,19 @@ def test_learning_curves_show_means_bands_and_the_published_curves():
     assert not [line for line in ax.lines if "published" in line.get_label()]
 
 
+def test_points_further_from_the_published_mean_than_both_intervals_are_listed():
+    # published: .6323 with a standard deviation of .0147 over 10 trials
+    def listed(mean):
+        runs = games(lambda n_ra, seed: mean + 0.01 * (seed - 2))
+        return relational_games.against_published(relational_games.grouped(runs), "pentos")
+    theirs, half = (relational_games.published("occurs", "pentos")["DAT 0+2"][i][0] for i in (1, 2))
+    assert (theirs, half) == (0.6323, pytest.approx(2.262 * 0.0147 / 10 ** 0.5))
+    both = half + 0.01 * 4.303 / 3 ** 0.5
+    assert "| occurs | 250 | DAT 0+2 |" not in listed(theirs + both - 0.001)
+    assert f"| {theirs:.3f} ± {half:.3f} | {both + 0.001:+.3f} |" in listed(theirs + both + 0.001)
+    assert relational_games.against_published(relational_games.grouped(games(lambda *a: 0.5)[:1]), "pentos") == ""
+
+
 def test_published_curves_are_of_models_that_learned_from_pentos(tmp_path, refused):
     assert "learned from pentos, these from hexos" in refused(
         f"--runs={ROOT}/results/relational_games/fidelity.csv", "--paper", f"--out_dir={tmp_path}")

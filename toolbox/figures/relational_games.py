@@ -11,7 +11,7 @@ from toolbox.files import write_csv, write_text
 from toolbox.figures import drawing
 from toolbox.figures.runs import comparable, labels, measured, read_csv
 from toolbox.run import NOT_COMPARED
-from toolbox.stats import FEWEST, half_interval, mean_text, paired_difference
+from toolbox.stats import FEWEST, half_interval, half_interval_of, mean_text, paired_difference
 from toolbox.training import without_effect
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "paper" / "relational_games.csv"
@@ -125,7 +125,7 @@ def draw(groups, sprites, paper=False):
             draw_points(ax, {size: values for size, values in points.items() if values}, label, **looks[label])
         for model, curve in theirs[task].items():
             color = looks[of_model.get(model, model)]["color"]
-            ax.plot(*curve, "--", color=color, lw=1, label=f"{model}, published")
+            ax.plot(*curve[:2], "--", color=color, lw=1, label=f"{model}, published")
         ax.set(title=task.replace("_", " "), xlabel="training images")
         ax.xaxis.set_major_locator(MaxNLocator(3 if len(tasks) > 2 else 6, steps=(1, 2, 5, 10)))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -147,14 +147,15 @@ def draw_points(ax, points, label, color, ls):
 
 
 def published(task, sprites):
-    """{model: (training sizes, mean accuracies)} of the paper."""
+    """{model: (training sizes, mean accuracies, half their 95% intervals)} of the paper."""
     curves = {}
     for row in read_csv(PUBLISHED):
         if (row["task"], row["sprites"]) == (task, sprites):
             label = f"{'Transformer' if row['n_ra'] == '0' else 'DAT'} {row['n_sa']}+{row['n_ra']}"
-            x, y = curves.setdefault(label, ([], []))
+            x, y, half = curves.setdefault(label, ([], [], []))
             x.append(int(row["train_size"]))
             y.append(float(row["accuracy"]))
+            half.append(half_interval_of(float(row["std"]), int(row["n_trials"])))
     return curves
 
 
@@ -195,6 +196,26 @@ def difference(groups, label, key, sprites):
     return "; ".join(f"to {other}: {text}" for other, text in texts.items())
 
 
+def against_published(groups, sprites):
+    """Markdown: where our mean and the published one differ by more than both 95% intervals together."""
+    compared, apart = 0, []
+    for task in sorted({task for group in groups.values() for task, _ in group}, key=task_order):
+        for label, curve in published(task, sprites).items():
+            for size, theirs, half in zip(*curve):
+                ours = list(accuracies(groups.get(label, {}).get((task, size), {}), sprites).values())
+                if len(ours) < FEWEST:
+                    continue
+                compared, difference = compared + 1, np.mean(ours) - theirs
+                if abs(difference) > half_interval(ours) + half:
+                    apart.append(f"| {task} | {size} | {label} | {mean_text(ours, 3)} | {theirs:.3f} ± {half:.3f} | "
+                                 f"{difference:+.3f} |")
+    if not compared:
+        return ""
+    return "\n".join([f"Of {compared} points with three seeds or more, {len(apart)} differ from the published mean by "
+                      f"more than both intervals together:", "",
+                      "| task | images | model | ours | published | ours minus published |", "|---" * 6 + "|", *apart])
+
+
 def redraw(rows, out_dir, paper):
     """Draws and writes table.md from rows of results.csv -> the text of the table, and the files."""
     runs = runs_of(rows)
@@ -210,6 +231,8 @@ def redraw(rows, out_dir, paper):
             files.append(out_dir / ("learning_curves.png" if name == sprites else f"{name}.png"))
             drawing.save(draw(groups, name, paper), files[-1])
     text = table(groups, sprites)
+    if paper and (apart := against_published(groups, sprites)):
+        text += f"\n\n{apart}"
     write_text(out_dir / "table.md", text + "\n")
     return f"{text}\n\n±, [ ]: 95% Student-t intervals over seeds; two or fewer seeds tell little", [
         *files, out_dir / "table.md"]
