@@ -78,9 +78,15 @@ def attention_mask(q, k, causal, mask):
     return past if mask is None else past & mask
 
 
+def share_heads(x, n_heads):
+    """(B, G, S, d_h) -> (B, G, n_heads / G, S, d_h), a view: each key/value head serves n_heads / G query heads."""
+    # by way of (B, S, G, ...): the gradient is then summed into the order of the projection, which saves a copy
+    return x.transpose(1, 2).unsqueeze(3).expand(-1, -1, -1, n_heads // x.size(1), -1).permute(0, 2, 3, 1, 4)
+
+
 def repeat_heads(x, n_heads):
-    """(B, G, S, d_h) -> (B, n_heads, S, d_h): each key/value head serves n_heads / G query heads."""
-    return x if x.size(1) == n_heads else x.repeat_interleave(n_heads // x.size(1), dim=1)
+    """(B, G, S, d_h) -> (B, n_heads, S, d_h)."""
+    return x if x.size(1) == n_heads else share_heads(x, n_heads).flatten(1, 2)
 
 
 def attention_weights(q, k, *, causal=False, mask=None):
@@ -145,6 +151,14 @@ class Cache:
 
     def __len__(self):
         return max(self.length.values(), default=0)
+
+
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # PyTorch 2.7 or later
+
+
+def beyond(n, T, S):
+    """Are there more than n^2 scores, as n tokens have? False during export, so that one form serves all lengths."""
+    return not is_exporting() and T * S > n ** 2
 
 
 def head_width(d_model, n_heads, total_heads, n_kv_heads):

@@ -20,16 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attention import (Attention, attend, attention_mask, attention_weights, head_width, merge_heads, split_heads,
-                       widen)
+from attention import (Attention, attend, attention_mask, attention_weights, beyond, head_width, merge_heads,
+                       split_heads, widen)
 from extras.blocked import attend_in_blocks
 from symbols import are_relative, project_symbols, sum_symbols
 
 REL_ACTIVATIONS = {"identity": lambda r: r, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
                    "gelu": F.gelu, "gelu_tanh": lambda r: F.gelu(r, approximate="tanh"), "silu": F.silu,
                    "softmax": None}                                    # softmax: see RelationalAttention.relations
-
-is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # PyTorch 2.7 or later
 
 
 class RelationalAttention(nn.Module):
@@ -84,18 +82,18 @@ class RelationalAttention(nn.Module):
         s = project_symbols(symbols, self.W_s, self.n_kv_heads, x.size(1), cache)  # s_j W_s in heads: see symbols.py
 
         form = self.literal if need_weights else self.choose_form(q, k)
-        a = form(q, k, q_rel, k_rel, s, causal=causal, mask=mask, relative=are_relative(symbols))
+        a = form(q, k, q_rel, k_rel, s, causal=causal, mask=mask)
         out = self.W_o(merge_heads(a))                                             # (B, T, H d_h)
         if not need_weights:
             return out
         return out, attention_weights(q, k, causal=causal, mask=mask), self.relations(q_rel, k_rel, causal, mask)
 
-    def literal(self, q, k, q_rel, k_rel, s, *, causal, mask, relative):
-        """Eq. 3, the definition -> a (B, H, T, d_h). relative: s is indexed by offset j - i instead of by sender j."""
+    def literal(self, q, k, q_rel, k_rel, s, *, causal, mask):
+        """Eq. 3, the definition -> a (B, H, T, d_h)."""
         alpha = attention_weights(q, k, causal=causal, mask=mask)                  # (B, H, T, S)
         r = self.relations(q_rel, k_rel, causal, mask)                             # (B, R, T, S)
         alpha = F.dropout(alpha, self.dropout, self.training)
-        return torch.einsum("bhij,brij->bhir", alpha, r) @ self.W_r + sum_symbols(alpha, s, relative)
+        return torch.einsum("bhij,brij->bhir", alpha, r) @ self.W_r + sum_symbols(alpha, s)
 
     def relations(self, q_rel, k_rel, causal, mask):
         """r_ij[l] = <q_rel_i[l], k_rel_j[l]> / sqrt(p), through the relation activation: (B, R, T, S)."""
@@ -108,7 +106,7 @@ class RelationalAttention(nn.Module):
         allowed = attention_mask(q_rel, k_rel, causal, mask)
         return r.softmax(-1) if allowed is None else r.masked_fill(~allowed, torch.finfo(r.dtype).min).softmax(-1)
 
-    def fast(self, q, k, q_rel, k_rel, s, *, causal, mask, relative):
+    def fast(self, q, k, q_rel, k_rel, s, *, causal, mask):
         """The same a, by an identity. The sum over j is linear in r_ij, and q_rel_i does not depend on j:
 
             sum_j alpha_ij <q_rel_i[l], k_rel_j[l]>   =   < q_rel_i[l],  sum_j alpha_ij k_rel_j[l] >
@@ -123,28 +121,31 @@ class RelationalAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         q_rel, k_rel = (merge_heads(x)[:, None] for x in (q_rel * p ** -0.5, k_rel))           # (B, 1, T or S, R p)
 
-        if relative and not beyond(512, q, k):
+        # m, below: with a dtype given, autocast does not return float32, which the product with W_r would cast back
+        if are_relative(s) and s.row is not None:
             alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), dropout).type_as(q)   # (B, H, T, S)
-            o = sum_symbols(alpha, s, relative)
+            o = sum_symbols(alpha, s).permute(1, 2, 0, 3)                          # (H, T, B, d_h): as it is stored
             k_sums = (alpha.flatten(1, 2) @ k_rel.squeeze(1)).unflatten(1, alpha.shape[1:3])   # (B, H, T, R p)
             products = q_rel.unflatten(-1, (R, p)) * k_sums.unflatten(-1, (R, p))  # first unflattened: one copy less
-        else:
-            attend_to = partial(attend, causal=causal, mask=mask, dropout=dropout, scale=d_h ** -0.5)
-            o = (sum_symbols_in_blocks(q, k, s, causal, mask, dropout) if relative
-                 else attend_to(q, k, s.expand(B, G, S, d_h)))                     # sum_j alpha_ij s_j W_s
-            # Fused kernels take up to 256 features, as many in q and k as in the values: slices, filled up by zeros.
-            wide_q, wide_k = (widen(x, max(d_h, min(R * p, 256))) for x in (q, k))
-            products = torch.cat([a * attend_to(wide_q, wide_k, b.expand(B, G, S, -1))
-                                  for a, b in zip(q_rel.split(256, -1), k_rel.split(256, -1))], -1
-                                 ).unflatten(-1, (R, p))                           # (B, H, T, R, p)
-        # with a dtype given, autocast does not return float32, which would be cast back for the product with W_r
-        m = products.sum(-1, dtype=o.dtype)                                        # (B, H, T, R): sum_j alpha_ij r_ij
+            m = products.permute(1, 2, 0, 3, 4).sum(-1, dtype=o.dtype)             # (H, T, B, R): sum_j alpha_ij r_ij
+            a = torch.baddbmm(o.flatten(1, 2), m.flatten(1, 2), self.W_r)          # o + m W_r, in one operation
+            return a.view_as(o).permute(2, 0, 1, 3)
+
+        attend_to = partial(attend, causal=causal, mask=mask, dropout=dropout, scale=d_h ** -0.5)
+        o = (sum_symbols_in_blocks(q, k, s, causal, mask, dropout) if are_relative(s)
+             else attend_to(q, k, s.expand(B, G, S, d_h)))                         # sum_j alpha_ij s_j W_s
+        # Fused kernels take up to 256 features, as many in q and k as in the values: slices, filled up by zeros.
+        wide_q, wide_k = (widen(x, max(d_h, min(R * p, 256))) for x in (q, k))
+        products = torch.cat([a * attend_to(wide_q, wide_k, b.expand(B, G, S, -1))
+                              for a, b in zip(q_rel.split(256, -1), k_rel.split(256, -1))], -1)        # (B, H, T, R p)
+        m = products.unflatten(-1, (R, p)).sum(-1, dtype=o.dtype)                  # (B, H, T, R): sum_j alpha_ij r_ij
         return m @ self.W_r + o
 
-    def blocked(self, q, k, q_rel, k_rel, s, *, causal, mask, relative):
+    def blocked(self, q, k, q_rel, k_rel, s, *, causal, mask):
         """The same a, one block of queries at a time, so that no n x n tensor is stored: see extras/blocked.py."""
-        o, m = attend_in_blocks(q, k, s, q_rel, k_rel, causal=causal, mask=attention_mask(q, k, False, mask),
-                                dropout=self.dropout if self.training else 0.0, relative=relative)
+        o, m = attend_in_blocks(q, k, s.table if are_relative(s) else s, q_rel, k_rel, causal=causal,
+                                mask=attention_mask(q, k, False, mask), relative=are_relative(s),
+                                dropout=self.dropout if self.training else 0.0)
         return m.type_as(q) @ self.W_r + o.type_as(q)                              # m: sum_j alpha_ij r_ij
 
     def choose_form(self, q, k):
@@ -156,7 +157,7 @@ class RelationalAttention(nn.Module):
             return self.literal
         if q.device.type != "cpu":
             return self.fast
-        return self.blocked if beyond(128, q, k) else self.literal
+        return self.blocked if beyond(128, q.size(-2), k.size(-2)) else self.literal
 
 
 class RelationalCrossAttention(Attention):
@@ -174,24 +175,19 @@ class RelationalCrossAttention(Attention):
             k = cache.append("k_attn", k)
         s = project_symbols(symbols, self.W_v, self.n_kv_heads, x.size(1), cache)  # s_j W_s in heads: see symbols.py
         dropout = self.dropout if self.training else 0.0
-        if not are_relative(symbols):
+        if not are_relative(s):
             a = attend(q, k, s.expand(k.shape), causal=causal, mask=mask, dropout=dropout)
-        elif beyond(512, q, k):                                                    # these depend on i, too
+        elif s.row is None:                                                        # these depend on i, too
             a = sum_symbols_in_blocks(q, k, s, causal, mask, dropout)
         else:
             alpha = attention_weights(q, k, causal=causal, mask=mask)              # (B, H, T, S)
-            a = sum_symbols(F.dropout(alpha, dropout), s, relative=True)
+            a = sum_symbols(F.dropout(alpha, dropout), s)
         return self.W_o(merge_heads(a))                                            # (B, T, H d_h)
-
-
-def beyond(n, q, k):
-    """Are there more than n^2 scores, as n tokens have? False during export, so that one form serves all lengths."""
-    return not is_exporting() and q.size(-2) * k.size(-2) > n ** 2
 
 
 def sum_symbols_in_blocks(q, k, s, causal, mask, dropout):
     """sum_j alpha_ij s_{j-i} W_s for long sequences, s by offset -> (B, H, T, d_h); see extras/blocked.py."""
     none = (x[:, :0].detach() for x in (q, k))                         # no relations
-    o, _ = attend_in_blocks(q, k, s, *none, causal=causal, mask=attention_mask(q, k, False, mask), dropout=dropout,
-                            relative=True)
+    o, _ = attend_in_blocks(q, k, s.table, *none, causal=causal, mask=attention_mask(q, k, False, mask),
+                            dropout=dropout, relative=True)
     return o.type_as(q)

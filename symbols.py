@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from attention import as_in_autocast, attend, merge_heads, repeat_heads, split_heads
+from attention import as_in_autocast, attend, beyond, merge_heads, repeat_heads, share_heads, split_heads
 
 
 class PositionalSymbols(nn.Module):
@@ -65,20 +65,31 @@ class PositionRelativeSymbols(nn.Module):
         return self.library.index_select(0, row)
 
     def by_offset(self, T, S):
-        """The table, cast once for all projections of it."""
-        return RelativeSymbols(as_in_autocast(self.table(T, S)))
+        """What all layers share: the table, cast once, and unless there are too many pairs, the row of each."""
+        row = None if beyond(512, T, S) else rows_of_pairs(T, S, self.library.device)
+        return RelativeSymbols(as_in_autocast(self.table(T, S)), row)
 
 
 class RelativeSymbols(NamedTuple):
-    """s_{j-i} for the last T of S positions, in the order of `PositionRelativeSymbols.table`."""
-    table: torch.Tensor                                                # (T + S - 1, d_model)
+    """s_{j-i} for the last T of S positions, or s_{j-i} W_s in heads, ordered as `PositionRelativeSymbols.table`."""
+    table: torch.Tensor                                                # (T + S - 1, d_model), (1, G, T + S - 1, d_h)
+    row: torch.Tensor | None                                           # (T S,), see rows_of_pairs; None beyond 512^2
 
 
-def sum_by_pair(alpha, s):
-    """sum_j alpha_ij s_{j-i}: alpha (B, H, T, S), s (H, T + S - 1, d_h) by offset as in `table` -> (B, H, T, d_h)."""
-    T, S = alpha.shape[-2:]
-    row = torch.arange(T - 1, T + S - 1, device=s.device) - torch.arange(T, device=s.device)[:, None]
-    pairs = s.index_select(1, row.flatten()).unflatten(1, (T, S))      # (H, T, S, d_h)
+def rows_of_pairs(T, S, device):
+    """The row of s_{j-i} in the table by offset, for each of the T x S pairs: (T S,)."""
+    o = torch.arange(T + S, device=device)
+    return (o[T - 1:-1] - o[:T, None]).flatten()                       # T - 1 + j - i
+
+
+def sum_by_pair(alpha, s, row=None):
+    """sum_j alpha_ij s_{j-i}: alpha (B, H, T, S), s (H, T + S - 1, d_h) by offset as in `table` -> (B, H, T, d_h).
+
+    s may also be (G, H / G, T + S - 1, d_h). row: rows_of_pairs, where it is at hand.
+    """
+    _, H, T, S = alpha.shape
+    row = rows_of_pairs(T, S, s.device) if row is None else row
+    pairs = s.index_select(-2, row).view(H, T, S, s.size(-1))
     return torch.einsum("bhij,hijd->bhid", alpha, pairs)
 
 
@@ -135,14 +146,14 @@ def make_symbols(cfg):
 
 
 def project_symbols(symbols, W_s, n_heads, T, cache=None):
-    """s_j W_s in heads: (B or 1, n_heads, S, d_h) by sender, or for relative symbols (1, n_heads, T + S - 1, d_h).
+    """s_j W_s in heads: (B or 1, n_heads, S, d_h) by sender, or RelativeSymbols, (1, n_heads, T + S - 1, d_h).
 
     symbols: (B, T, d_model), (T, d_model), or relative ones. A cache already has these T tokens' keys.
     """
     if isinstance(symbols, PositionRelativeSymbols):
         symbols = symbols.by_offset(T, T if cache is None else len(cache))
     if isinstance(symbols, RelativeSymbols):                           # nothing to cache
-        return split_heads(W_s(symbols.table)[None], n_heads)
+        return symbols._replace(table=split_heads(W_s(symbols.table)[None], n_heads))
     if symbols is None or symbols.dim() not in (2, 3):
         raise ValueError("relational heads need symbols, (B, T, d_model), (T, d_model) or PositionRelativeSymbols, not "
                          f"{None if symbols is None else tuple(symbols.shape)}")
@@ -152,10 +163,11 @@ def project_symbols(symbols, W_s, n_heads, T, cache=None):
     return s if cache is None else cache.append("s W_s", s)
 
 
-def sum_symbols(alpha, s, relative):
+def sum_symbols(alpha, s):
     """sum_j alpha_ij s_j W_s: alpha (B, H, T, S), s as `project_symbols` returns it -> (B, H, T, d_h)."""
-    s = repeat_heads(s, alpha.size(1))
-    return sum_by_pair(alpha, s.squeeze(0)) if relative else alpha @ s
+    if are_relative(s):
+        return sum_by_pair(alpha, share_heads(s.table, alpha.size(1)).squeeze(2).squeeze(0), s.row)
+    return alpha @ repeat_heads(s, alpha.size(1))
 
 
 def are_relative(symbols):

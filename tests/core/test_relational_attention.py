@@ -9,7 +9,6 @@ import pytest
 import torch
 from helpers import FORMS, FORMS_AND_SYMBOLS, SYMBOLS, exact_rope, rotated, symbol, symbols_of, use
 
-import relational_attention
 from attention import Attention, Cache
 from relational_attention import REL_ACTIVATIONS, RelationalAttention, RelationalCrossAttention
 
@@ -133,7 +132,7 @@ def test_relative_symbols_give_the_same_sum_by_pairs_and_in_query_blocks(Heads, 
     mask, results = torch.arange(9) != torch.tensor([[3], [0]]), []
     m.choose_form = lambda q, k: m.fast
     for limit in (512, 5):
-        monkeypatch.setattr(relational_attention, "beyond", lambda n, q, k, limit=limit: q.size(-2) > limit)
+        monkeypatch.setattr("symbols.beyond", lambda n, T, S, limit=limit: T > limit)
         results.append(outputs_and_gradients(lambda s: m(x, s, causal=True, mask=mask), m, symbols, x))
     assert_equal(*results)
 

@@ -54,9 +54,10 @@ def cifar10(cfg):
 
 @pytest.mark.parametrize("make, script, dtype, at_most", [
     (fineweb_350m, train_lm, torch.float32, 2.5), (fineweb_350m, train_lm, torch.bfloat16, 2.5),
-    (cifar10, train_vit, torch.float32, 2.7), (cifar10, train_vit, torch.bfloat16, 2.15)])
-def test_a_dat_launches_little_more_than_twice_the_kernels_of_a_transformer(make, script, dtype, at_most, monkeypatch):
+    (cifar10, train_vit, torch.float32, 2.4), (cifar10, train_vit, torch.bfloat16, 2.0)])
+def test_a_dat_launches_about_twice_the_kernels_of_a_transformer(make, script, dtype, at_most, monkeypatch):
     monkeypatch.setattr(RelationalAttention, "choose_form", lambda m, *shapes: m.fast)        # as on a GPU
     cfg = script.Config(**script.PRESETS[make.__name__])
     dat, transformer = (launches(*make(c), c, dtype) for c in (cfg, replace(cfg, n_ra=0)))
+    print(f"{make.__name__}, {dtype}: DAT {dat}, Transformer {transformer} operations, {dat / transformer:.3f} x")
     assert transformer > 100 and dat <= at_most * transformer
