@@ -66,6 +66,15 @@ def test_each_slot_attends_to_its_k_best_tokens_as_in_a_plain_loop(bottleneck):
     torch.testing.assert_close(G.sum(-1), torch.ones(S, M, dtype=torch.float64))
 
 
+def test_a_slot_attends_to_exactly_k_tokens_also_where_scores_are_equal():
+    m, different = layer(), tokens().flatten(0, 1)
+    for xi in (different.repeat(20, 1), torch.ones(200, E, dtype=torch.float64)):          # each 20 times; all equal
+        G = m.gates(xi)
+        assert ((G > 0).sum(-1) == K).all()
+        torch.testing.assert_close(G.sum(-1), torch.ones(S, M, dtype=torch.float64))
+    torch.testing.assert_close(G[G > 0], torch.full((S * M * K,), 1 / K, dtype=torch.float64))
+
+
 def test_the_new_memory_is_a_moving_average_of_what_the_heads_collect_in_unit_rows():
     m, x = layer(decay=0.7), tokens(2)
     old, xi = m.memory.clone(), m.mlp(x).flatten(0, 1)
