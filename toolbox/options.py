@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -146,6 +147,7 @@ def agreed(configs, names):
     return configs[0]
 
 
+@cache
 def comments_and_groups(Config):
     """{field: the comment behind it}, {field: the comment line above its group}, from the source of all its classes.
 
