@@ -54,6 +54,17 @@ def fail(message):
     raise SystemExit(2)
 
 
+def make_out_dir(folder):
+    """Creates the folder of --out_dir, or ends the script with one line."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        fail(f"--out_dir={folder}: nothing can be written there ({error.strerror}): give a folder in which you may "
+             "write, as --out_dir=out/again")
+
+
 @contextmanager
 def one_line_errors():
     """Around whatever depends on the user's input: its ValueError or OSError becomes one line and exit status 2."""
