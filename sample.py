@@ -59,7 +59,7 @@ def load(name, tokenizer, data_dir):
             raise ValueError(f"no checkpoint at {path}: train one (python train_lm.py), or give a published one, as "
                              f"--from=awni00/DAT-sa8-ra8-ns1024-sh8-nkvh4-343M")
         if path.is_dir():
-            path = path / ("last.pt" if (path / "last.pt").exists() or not (path / "weights.pt").exists() else "weights.pt")
+            path = path / ("weights.pt" if (path / "weights.pt").exists() else "last.pt")      # of Relational Games
         checkpoint = load_checkpoint(path)
         facts, options = checkpoint["facts"], checkpoint["options"]
         for option, script in OTHERS.items():

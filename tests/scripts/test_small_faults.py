@@ -58,7 +58,7 @@ def test_a_folder_that_cannot_be_created_names_the_option_and_what_to_type(train
     small = TINY if train is train_lm.main else ["--train_size=20", "--test_size=20", "--epochs=1", "--seed=1"]
     for folder, why in (("/proc/x", "No such file or directory"), (tmp_path / "file", "File exists")):
         error = line_of(train, [*small, f"--out_dir={folder}"], capsys)
-        assert f"--out_dir={folder}: nothing can be written there ({why})" in error and "as --out_dir=out/again" in error
+        assert f"--out_dir={folder}: nothing can be written there ({why})" in error and "--out_dir=out/again" in error
 
 
 def test_the_home_folder_is_meant_by_a_tilde_in_every_option_that_is_a_path(tmp_path, monkeypatch, capsys):
