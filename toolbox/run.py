@@ -180,7 +180,7 @@ class Run:
 
     def restore(self, path, record, model, optimizer):
         """Loads the checkpoint at `path`; `record` is its folder's config.json as `found`."""
-        if not read_record(self.folder):
+        if record is None and not read_record(self.folder):
             raise ValueError(f"{self.folder / 'config.json'} is damaged or missing: what this run was cannot be told; "
                              "start again without --resume")
         if record is None:
