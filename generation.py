@@ -65,7 +65,13 @@ def drop(padding, n):
 
 
 def pad_left(prompts, value=0):
-    """Lists of tokens -> idx (B, T), each list at the end of its row, and the mask for `stream`, False at padding."""
+    """Prompts of different lengths as one batch for `stream`: each at the end of its row, behind `value`.
+
+    prompts: B lists of tokens, at least one; T is the length of the longest -> idx, integers (B, T), and the boolean
+    mask (B, T), False at padding. Raises ValueError if there is no prompt.
+    """
+    if not prompts:
+        raise ValueError("no prompts to pad: give at least one list of tokens, as pad_left([[1, 2, 3]])")
     T = max(map(len, prompts))
     rows = [[value] * (T - len(prompt)) + list(prompt) for prompt in prompts]
     return torch.tensor(rows), torch.tensor([[t >= T - len(prompt) for t in range(T)] for prompt in prompts])

@@ -21,6 +21,10 @@ from toolbox.options import at_least, one_line_errors, parse_options, start
 from toolbox.training import choose_device
 
 
+# An option that only this script has
+OTHERS = {"patch_size": "train_vit.py", "module": "train_seq2seq.py", "task": "train_relgames.py"}
+
+
 @dataclass
 class Options:
     from_: str = "out/lm/sa4_ra4_seed1"     # a run's folder, a checkpoint, or a published one: its folder or its name
@@ -54,11 +58,16 @@ def load(name, tokenizer, data_dir):
         if not path.exists():
             raise ValueError(f"no checkpoint at {path}: train one (python train_lm.py), or give a published one, as "
                              f"--from=awni00/DAT-sa8-ra8-ns1024-sh8-nkvh4-343M")
-        path = path / "last.pt" if path.is_dir() else path
+        if path.is_dir():
+            path = path / ("weights.pt" if (path / "weights.pt").exists() else "last.pt")      # of Relational Games
         checkpoint = load_checkpoint(path)
-        facts = checkpoint["facts"]
+        facts, options = checkpoint["facts"], checkpoint["options"]
+        for option, script in OTHERS.items():
+            if option in options:
+                raise ValueError(f"{path} is of a run of {script}, which makes no text: python look.py --from={name} "
+                                 "shows it")
         try:
-            model = LanguageModel(model_config(checkpoint["options"]))
+            model = LanguageModel(model_config(options))
         except KeyError as option:
             raise ValueError(f"{path} was written by another version of this code: its options lack {option}") from None
         load_weights(model, checkpoint["model"], path)

@@ -13,10 +13,9 @@ from dataclasses import asdict, replace
 import torch
 
 from data.text import tokens
-from extras import flops
 from extras.pretrained import is_published, load_pretrained
 from model import LanguageModel, TransformerConfig, model_config, stream
-from toolbox import checkpoints, distributed, figures, training
+from toolbox import checkpoints, distributed, figures, flops, training
 from toolbox.checkpoints import load_checkpoint
 from toolbox.figures.runs import final, load_run, speed
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start

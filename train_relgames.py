@@ -23,7 +23,7 @@ from data import relational_games as games
 from model import TransformerConfig, VisionTransformer, model_config
 from toolbox import figures, sweep, training
 from toolbox.figures.runs import run_folders
-from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
+from toolbox.options import agreed, at_least, make_out_dir, one_line_errors, options, parse_options, start
 from toolbox.output import unfailing_output
 from toolbox.run import NOT_COMPARED, Run
 
@@ -218,6 +218,7 @@ def main(argv=None):
             runs.append(Run(replace(cfg, data=Path(cfg.data).name), {"files": files, "dtype": str(dtype)},
                             unit="images", metrics=("train_accuracy",), per_step=min(cfg.batch_size, cfg.train_size),
                             max_steps=min(max_steps, cfg.max_steps or max_steps)))
+        make_out_dir(first.out_dir)
         new = [run for run in runs if not run.reusable(quiet=True)]
         print(f"device: {why}\n{len(runs)} runs, {len(runs) - len(new)} of them finished before")
         workers, failed = first.workers or (sweep.cores() if device.type == "cpu" else 4), []

@@ -21,11 +21,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from extras import flops
 from extras.bench_models import IMAGES, MODELS, attention_case, batch_size, chosen, config, step_case
 from model import LanguageModel, TransformerConfig, stream
-from toolbox import training
-from toolbox.options import agreed, at_least, one_line_errors, parse_options, start
+from toolbox import flops, training
+from toolbox.options import agreed, at_least, make_out_dir, one_line_errors, parse_options, start
 
 import matplotlib.pyplot as plt                                      # noqa: E402  (after toolbox: without a display)
 
@@ -311,7 +310,7 @@ def main(argv=None):
                   f"is chosen\n\n| | batch x n | " + " | ".join(cases(o)) + " |\n|" + "---|" * (len(cases(o)) + 2))
             result[key] = attention(o, shapes, device, dtype)
         if len(tokens) > 2:
-            Path(o.out_dir).mkdir(parents=True, exist_ok=True)
+            make_out_dir(o.out_dir)
             draw(result["attention"], Path(o.out_dir) / "scaling.png")
     if o.part in ("all", "step"):
         compile = o.compile or device.type == "cuda"

@@ -29,7 +29,7 @@ from toolbox import training
 from toolbox.figures import drawing
 from toolbox.figures.runs import read_csv
 from toolbox.files import write_csv, write_text
-from toolbox.options import agreed, at_least, one_line_errors, parse_options, start
+from toolbox.options import agreed, at_least, make_out_dir, one_line_errors, parse_options, start
 from toolbox.stats import mean_text, paired_difference
 
 D, N = 128, 9                               # width of a token, as in the DAT; objects on a board
@@ -254,7 +254,7 @@ def main(argv=None):
         configs.sort(key=lambda cfg: cfg.seed)
         device, dtype, why = training.choose_device(configs[0].device, configs[0].dtype)
         out_dir = Path(configs[0].out_dir)
-        out_dir.mkdir(parents=True, exist_ok=True)
+        make_out_dir(out_dir)
         path = out_dir / "baselines.csv"
         rows = read_csv(path) if path.exists() else []
     done = {tuple(row[key] for key in KEYS) for row in rows}

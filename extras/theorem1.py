@@ -21,7 +21,7 @@ from torch import nn
 
 from relational_attention import RelationalAttention
 from toolbox.figures.drawing import COLORS, house_style, panels, save
-from toolbox.options import one_line_errors, parse_options, start
+from toolbox.options import make_out_dir, one_line_errors, parse_options, start
 
 N, GAP, SAMPLES = 8, 0.05, 1000             # objects, eta, and inputs of which the worst counts
 BETAS, WIDTHS = range(0, 401, 25), (5, 9, 17, 33, 65, 129, 257, 513)
@@ -95,7 +95,7 @@ def main(argv=None):
     (x, y, share), anything = sample(GAP), sample(0)[:2]
     print(f"the worst of {SAMPLES} inputs with {N} objects and a gap > {GAP} ({share:.0%} of uniform inputs have it)")
     with one_line_errors(), house_style():
-        Path(o.out_dir).mkdir(parents=True, exist_ok=True)
+        make_out_dir(o.out_dir)
         fig, ((left, right),) = panels(1, 2, 9, 3.8, sharey=True)
         left.plot(BETAS, [worst_error(Construction(257, b), *anything) for b in BETAS], ":k", label="w = 257, any gap")
         for ax, what, values, lines, scale, slope_of_bound in (

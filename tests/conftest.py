@@ -7,11 +7,16 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import train_lm
 from extras import blocked
 from relational_attention import RelationalAttention
+from toolbox.figures import curves, mathematics
 
 TINY = ["--d_model=16", "--n_layers=1", "--n_heads=2", "--n_ra=1", "--max_len=16", "--batch_size=2", "--n_symbols=4",
         "--symbol_heads=2", "--eval_windows=8", "--dropout=0.1", "--baseline=False", "--warmup_steps=5", "--device=cpu"]
+
+# The tensors of tests are small: a second thread only waits, in these processes and in those that they start.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 if "DAT_TEST_DATA" in os.environ:              # GPT-2's tokenizer is there, too, and need not be fetched
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", os.path.join(os.environ["DAT_TEST_DATA"], "data", "tiktoken_cache"))
@@ -22,6 +27,15 @@ def blank_figures(request, monkeypatch):
     """To lay out and write a figure takes longer than a small run: files stay empty but in tests marked `figures`."""
     if "figures" not in request.keywords:
         monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
+
+
+@pytest.fixture
+def brief_reports(monkeypatch):
+    """For tests of what comes before a report: no axes are laid out, and the sample has five tokens."""
+    stream = train_lm.stream
+    monkeypatch.setattr(train_lm, "stream", lambda model, idx, n, **options: stream(model, idx, 5, **options))
+    for module in (curves, mathematics):
+        monkeypatch.setattr(module, "draw", lambda *runs: Figure())
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -51,6 +52,17 @@ def fail(message):
         time.sleep(2)
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def make_out_dir(folder):
+    """Creates the folder of --out_dir, or ends the script with one line."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        fail(f"--out_dir={folder}: nothing can be written there ({error.strerror}): give a folder in which you may "
+             "write, as --out_dir=out/again")
 
 
 @contextmanager
@@ -146,6 +158,7 @@ def agreed(configs, names):
     return configs[0]
 
 
+@cache
 def comments_and_groups(Config):
     """{field: the comment behind it}, {field: the comment line above its group}, from the source of all its classes.
 

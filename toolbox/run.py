@@ -37,7 +37,7 @@ from toolbox import distributed
 from toolbox.checkpoints import initialise, load_checkpoint, load_weights, plain, save_checkpoint
 from toolbox.files import try_lock, write_csv, write_text, writing
 from toolbox.longer import copy_shorter_run, read_record
-from toolbox.options import fail, one_line_errors
+from toolbox.options import fail, make_out_dir, one_line_errors
 
 ROOT = Path(__file__).parents[1]
 # the files on which a result depends, besides the script itself
@@ -120,8 +120,8 @@ class Run:
     def __enter__(self):
         """Ends the script with one line if another process trains this run."""
         if distributed.RANK == 0:
+            make_out_dir(self.folder.parent)
             with one_line_errors():
-                self.folder.parent.mkdir(parents=True, exist_ok=True)
                 self.lock = open(self.folder.with_name(f".{self.folder.name}.lock"), "a")
             if not try_lock(self.lock):                                # freed when the process ends
                 self.lock.close()
@@ -180,6 +180,9 @@ class Run:
 
     def restore(self, path, record, model, optimizer):
         """Loads the checkpoint at `path`; `record` is its folder's config.json as `found`."""
+        if record is None and not read_record(self.folder):
+            raise ValueError(f"{self.folder / 'config.json'} is damaged or missing: what this run was cannot be told; "
+                             "start again without --resume")
         if record is None:
             raise ValueError(f"{self.folder} holds a run with other options or data: start again without --resume")
         state = load_checkpoint(path)

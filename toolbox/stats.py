@@ -41,11 +41,16 @@ class Difference:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def within_noise(self):
+        """Whether the interval contains 0; None without an interval."""
+        return None if self.low is None else bool(self.low <= 0 <= self.high)
+
     def verdict(self, mine, theirs, more_is_better=True):
         """What may be concluded on mine - theirs: 'no difference' if the interval contains 0. Both are names."""
         if self.n < FEWEST:
             return f"{self.n} seed{'s' * (self.n > 1)}: too few to tell from noise"
-        if self.low <= 0 <= self.high:
+        if self.within_noise:
             return "no difference"
         return f"{mine if (self.low > 0) == more_is_better else theirs} is better"
 

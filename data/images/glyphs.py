@@ -6,6 +6,7 @@ A class is a character; its images differ in font, position, size, slant, angle 
 fonts than the training images: they measure whether the model has learned letters, not fonts.
 """
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ class Options:
     seed: int = 1                           # of the examples
 
 
+@cache
 def templates(part):
     """Each character in each font of `part`, white on black and centred: (fonts, characters, 96, 96) in 0 ... 1."""
     return torch.stack([torch.stack([template(font, character) for character in CHARACTERS]) for font in FONTS[part]])

@@ -2,8 +2,9 @@
 from pathlib import Path
 
 import pytest
+from remembered import grade
 
-from assignments.grading import HERE, grade
+from assignments.grading import HERE
 
 SOLUTION = (Path(__file__).parent / "solution_a1.py").read_text()
 TASKS = {"relations": "1. relations", "allowed_pairs": "2. masks", "masked_softmax": "2. masks",

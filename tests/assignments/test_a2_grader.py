@@ -2,8 +2,8 @@
 from pathlib import Path
 
 import pytest
+from remembered import grade
 
-from assignments.grading import grade
 
 REFERENCE = Path(__file__).parent / "solution_a2.py"
 STARTER = Path(__file__).parents[2] / "assignments" / "a2" / "answers.py"

@@ -3,9 +3,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from remembered import grade
 
 from assignments.a3.made_up import COLUMNS
-from assignments.grading import HERE, grade
+from assignments.grading import HERE
 from toolbox.figures.relational_games import RESULTS
 from toolbox.run import NOT_COMPARED
 from train_relgames import Config

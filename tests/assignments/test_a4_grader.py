@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from remembered import grade
 
 import train_relgames
 from assignments.a4 import trained
 from assignments import grading
-from assignments.grading import HERE, grade, load
+from assignments.grading import HERE, load
 
 SOLUTION = (Path(__file__).parent / "solution_a4.py").read_text(encoding="utf-8")
 POINTS = {"1 auc": 10, "2 within places": 15, "3 the control": 25, "4 knock-outs": 20, "5 what is lost": 10,

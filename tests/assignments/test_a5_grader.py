@@ -2,9 +2,9 @@
 from pathlib import Path
 
 import pytest
+from remembered import grade
 
 from assignments.a5 import world
-from assignments.grading import grade
 
 REFERENCE = Path(__file__).parent / "solution_a5.py"
 STARTER = Path(__file__).parents[2] / "assignments" / "a5" / "answers.py"

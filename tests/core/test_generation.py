@@ -218,6 +218,13 @@ def test_padded_prompts_beyond_max_len_drop_the_same_positions_with_and_without_
     assert torch.equal(cached[:1], m.generate(idx[:1], 40, temperature=0))         # the longest is not padded at all
 
 
+def test_no_prompts_are_one_clear_line():
+    idx, mask = pad_left([[5, 6, 7], [3]], 9)
+    assert idx.tolist() == [[5, 6, 7], [9, 9, 3]] and mask.tolist() == [[True] * 3, [False, False, True]]
+    with pytest.raises(ValueError, match=r"^no prompts to pad: give at least one .*$"):
+        pad_left([])
+
+
 def test_a_mask_of_ones_is_no_mask():
     m, idx = language_model(), torch.randint(13, (3, 5))
     one, two = (m.generate(idx, 30, temperature=0, mask=mask) for mask in (None, torch.ones_like(idx).bool()))

@@ -1,11 +1,13 @@
 """Other relational architectures: each is what its paper says, and is trained as train_relgames.py trains the DAT."""
 import csv
+import multiprocessing
 
 import pytest
 import torch
 
 import train_relgames
 from extras.relational_baselines import MODELS, Abstractor, CoRelNet, D, N, PrediNet, RelationNetwork, main
+from toolbox import sweep
 
 TINY = ["--task=occurs", "--train_size=30", "--test_size=40", "--epochs=2", "--seed=1", "--device=cpu"]
 
@@ -66,10 +68,13 @@ def test_every_parameter_receives_a_gradient(name):
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_the_protocol_is_that_of_train_relgames(tmp_path, capsys):
+def test_the_protocol_is_that_of_train_relgames(tmp_path, capsys, monkeypatch):
     """The DAT ends with the very accuracy that train_relgames.py records; repeated, nothing is trained again."""
+    monkeypatch.setattr(sweep, "train_all", lambda train, runs, arguments, workers: (        # in this process
+        (run, sweep.train_one(train, run, arguments)) for run in runs))
+    monkeypatch.setattr(sweep.StepCounter, "counter", multiprocessing.Value("q", 0))
     main([*TINY, "--model=DAT 0+2", f"--out_dir={tmp_path / 'here'}"])
-    train_relgames.main([*TINY, "--n_ra=2", "--baseline=False", f"--out_dir={tmp_path / 'there'}", "--workers=1"])
+    train_relgames.main([*TINY, "--n_ra=2", "--baseline=False", f"--out_dir={tmp_path / 'there'}"])
     found = []
     for path, column in (("here/baselines.csv", "accuracy"), ("there/results.csv", "accuracy_pentos")):
         with open(tmp_path / path, newline="") as f:

@@ -20,6 +20,7 @@ from data.images import cifar
 from data.text import fineweb, sources
 from toolbox.checkpoints import load_checkpoint, plain, save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("brief_reports")
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler — in the mind 🙂 — to suffer\n"
 STORIES = "".join(f"Once upon a time there were {n} cats.\n<|endoftext|>\n" for n in range(60))
 

@@ -17,6 +17,7 @@ from model import LanguageModel, model_config
 from toolbox.checkpoints import initialise, load_checkpoint, load_initial
 from toolbox.training import learning_rate
 
+pytestmark = pytest.mark.usefixtures("brief_reports")
 SIX, TWELVE = (["--eval_every=3", "--log_every=2", "--warmup_steps=2", f"--max_steps={n}"] for n in (6, 12))
 
 

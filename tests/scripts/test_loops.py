@@ -19,6 +19,7 @@ from data import images
 from model import LanguageModel, Seq2SeqTransformer, VisionTransformer
 from toolbox import training
 
+pytestmark = pytest.mark.usefixtures("brief_reports")
 SMALL = ["--d_model=16", "--d_ff=16", "--n_layers=1", "--n_heads=2", "--n_ra=1", "--dropout=0.1", "--batch_size=4",
          "--warmup_steps=3", "--max_steps=12", "--eval_every=5", "--log_every=4", "--baseline=False", "--device=cpu"]
 SCRIPTS = {

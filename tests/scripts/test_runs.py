@@ -178,6 +178,16 @@ def test_resume_with_changed_code_or_torch_says_so_and_is_not_reused(what, tiny,
     assert ": reused" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("damaged", ["{ half a fi", "{}", "[]", "", None])
+def test_resume_says_that_the_record_of_a_run_is_damaged_and_what_to_do(damaged, tiny, only_run, capsys):
+    train_lm.main([*tiny, *SHORT])
+    path = only_run() / "config.json"
+    path.unlink() if damaged is None else path.write_text(damaged)
+    error = stopped_by([*tiny, *SHORT, "--resume"], capsys)
+    assert f"{path} is damaged or missing" in error and "start again without --resume" in error
+    assert (path.parent / "last.pt").exists()                          # nothing was moved
+
+
 def test_resume_ignores_a_row_that_a_kill_cut_short(tiny, only_run):
     train_lm.main([*tiny, *SHORT, "--log_every=2"])
     log = only_run() / "log.csv"

@@ -14,6 +14,9 @@ from test_pretrained import DAT, random_weights, write
 
 import sample
 import train_lm
+import train_relgames
+import train_seq2seq
+import train_vit
 from data.text.tokenizers import load_tokenizer
 from model import LanguageModel, TransformerConfig, model_config, stream
 
@@ -193,6 +196,16 @@ def test_wrong_input_is_one_clear_line(tmp_path, capsys):
                          ("--tokenizer=gtp2", "did you mean gpt2?"), ("--prompt_file=nowhere", "nowhere"),
                          ("--top=3", "did you mean --top_")]:
         assert words in refuses(capsys, f"--from={tmp_path / 'x.pt'}", wrong)
+
+
+@pytest.mark.parametrize("script, options, file", [
+    ("train_vit.py", asdict(train_vit.Config()), "last.pt"),
+    ("train_seq2seq.py", asdict(train_seq2seq.Config()), "last.pt"),
+    ("train_relgames.py", asdict(train_relgames.Config()), "weights.pt")])
+def test_a_run_that_makes_no_text_is_named_with_the_script_that_shows_it(script, options, file, tmp_path, capsys):
+    torch.save({"options": options, "facts": {}, "model": {"x": torch.zeros(1)}}, tmp_path / file)
+    error = refuses(capsys, f"--from={tmp_path}")
+    assert f"is of a run of {script}, which makes no text: python look.py --from={tmp_path} shows it" in error
 
 
 def test_a_closed_pipe_ends_it_quietly(tmp_path):

@@ -9,6 +9,7 @@ import torch
 import plot
 import sample
 import train_lm
+import train_relgames
 import train_vit
 from conftest import TINY
 from toolbox.options import with_home
@@ -49,6 +50,15 @@ def test_a_device_that_is_not_there_is_a_short_line(device, tmp_path, capsys):
         pytest.skip("it is there")
     assert f"device={device} cannot be used here" in line_of(
         train_lm.main, [f"--device={device}", f"--out_dir={tmp_path}"], capsys)
+
+
+@pytest.mark.parametrize("train", [train_lm.main, train_relgames.main])
+def test_a_folder_that_cannot_be_created_names_the_option_and_what_to_type(train, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    small = TINY if train is train_lm.main else ["--train_size=20", "--test_size=20", "--epochs=1", "--seed=1"]
+    for folder, why in (("/proc/x", "No such file or directory"), (tmp_path / "file", "File exists")):
+        error = line_of(train, [*small, f"--out_dir={folder}"], capsys)
+        assert f"--out_dir={folder}: nothing can be written there ({why})" in error and "--out_dir=out/again" in error
 
 
 def test_the_home_folder_is_meant_by_a_tilde_in_every_option_that_is_a_path(tmp_path, monkeypatch, capsys):

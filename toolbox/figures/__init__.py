@@ -6,6 +6,7 @@ from pathlib import Path
 
 from toolbox.figures import ablation, curves, drawing, mathematics, relational_games
 from toolbox.figures.runs import load_run, read_csv
+from toolbox.options import make_out_dir
 
 
 def report(folders, out_dir, paper=False):
@@ -56,7 +57,7 @@ def report_ablation(factors, out_dir):
 
 def show(write, what, out_dir, paper):
     out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    make_out_dir(out_dir)
     with drawing.house_style():
         text, files = write(what, out_dir, paper)
     print(*([f"\n{text}\n"] if text else []), *files, sep="\n")

@@ -83,8 +83,7 @@ def describe(mine, theirs):
         return ""
     if one.low is None:
         return f"{one.mean:+.3f} ({one.n} seed{'s' * (one.n > 1)})"
-    verdict = ": no difference" if one.low <= 0 <= one.high else ""
-    return f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]{verdict}"
+    return f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" + ": no difference" * one.within_noise
 
 
 def report(rows, out_dir):

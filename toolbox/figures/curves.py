@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from extras import flops
+from toolbox import flops
 from toolbox.files import write_text
 from toolbox.figures import drawing
 from toolbox.figures.runs import comparable, final, group_runs, measured, speed, unit_of
@@ -72,7 +72,7 @@ def axis_title(metric, runs):
 def draw(groups):
     """A row for the training loss and each metric, against steps, tokens, seconds and operations -> Figure.
 
-    Operations are counted for language models (extras/flops.py). On the right there is a scale in bits per byte, if
+    Operations are counted for language models (toolbox/flops.py). On the right there is a scale in bits per byte, if
     one scale fits all runs.
     """
     runs = [run for group in groups.values() for run in group]

@@ -4,9 +4,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from extras.flops import PEAK, describe, per_token, utilisation
 from model import LanguageModel, TransformerConfig, VisionTransformer
 from relational_attention import RelationalAttention
+from toolbox.flops import PEAK, describe, per_token, utilisation
 
 # The sizes are all different, so that no term can be mistaken for another; d_h is 6.
 SMALL = dict(vocab_size=13, d_model=36, n_layers=3, n_heads=6, n_ra=2, d_ff=80, max_len=8, n_symbols=7, symbol_heads=3)
