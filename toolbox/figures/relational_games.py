@@ -139,7 +139,7 @@ def draw_points(ax, points, label, color, ls):
     sizes, mean = list(points), np.array([np.mean(values) for values in points.values()])
     half = np.array([half_interval(v) if len(v) >= FEWEST else np.nan for v in points.values()])
     ax.plot(sizes, mean, marker="o", ms=3, color=color, ls=ls, label=label)
-    ax.fill_between(sizes, mean - half, mean + half, color=color, alpha=0.2, lw=0)
+    ax.fill_between(sizes, mean - half, np.minimum(mean + half, 1), color=color, alpha=0.2, lw=0)   # 1: all are right
     if np.isfinite(half).sum() == 1:                                  # a band of one point cannot be seen
         ax.errorbar(sizes, mean, half, fmt="none", ecolor=color, elinewidth=1, capsize=3)
     for size, values in points.items():
