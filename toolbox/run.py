@@ -42,7 +42,7 @@ from toolbox.options import fail, one_line_errors
 ROOT = Path(__file__).parents[1]
 # the files on which a result depends, besides the script itself
 CODE = ["attention.py", "relational_attention.py", "symbols.py", "workspace.py", "model.py", "extras/blocked.py",
-        "toolbox/training.py", "toolbox/run.py", "toolbox/checkpoints.py", "toolbox/longer.py",
+        "extras/shaw.py", "toolbox/training.py", "toolbox/run.py", "toolbox/checkpoints.py", "toolbox/longer.py",
         "toolbox/distributed.py", "data/**/*.py"]
 # Options that do not change what a run computes, except for rounding and dropout masks.
 NOT_COMPARED = ("device", "out_dir", "data_dir", "workers", "resume", "baseline", "match_params", "sweep", "ablate",
