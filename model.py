@@ -46,7 +46,7 @@ class TransformerConfig:
     norm_bias: bool | None = None           # biases in LayerNorm; default: as bias
     attention_bias: Literal["as_bias", "all", "output", "none"] = "as_bias"   # of projections; output: of W_o only
     dropout: float = 0.0                    # on attention, symbol retrieval, branches and embeddings; in training only
-    position: Literal["rope", "learned", "sinusoidal", "shaw"] = "rope"  # how tokens know their position; see Stack
+    position: Literal["rope", "learned", "sinusoidal", "shaw"] = "rope"  # how tokens know their place; extras/shaw.py
     n_kv_heads: int | None = None           # key/value heads in each group (grouped-query attention); default: all
     tie_embeddings: bool = True             # token embedding = output layer
     recompute: bool = False                 # activation checkpointing of blocks: less memory, a third more work
