@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from attention import Attention, Cache, as_in_autocast, rope_table, sinusoids
+from extras.shaw import ShawAttention
 from generation import evaluating, stream
 from relational_attention import REL_ACTIVATIONS, RelationalAttention, RelationalCrossAttention
 from symbols import make_symbols
@@ -45,7 +46,7 @@ class TransformerConfig:
     norm_bias: bool | None = None           # biases in LayerNorm; default: as bias
     attention_bias: Literal["as_bias", "all", "output", "none"] = "as_bias"   # of projections; output: of W_o only
     dropout: float = 0.0                    # on attention, symbol retrieval, branches and embeddings; in training only
-    position: Literal["rope", "learned", "sinusoidal"] = "rope"          # how tokens know their position
+    position: Literal["rope", "learned", "sinusoidal", "shaw"] = "rope"  # how tokens know their place; extras/shaw.py
     n_kv_heads: int | None = None           # key/value heads in each group (grouped-query attention); default: all
     tie_embeddings: bool = True             # token embedding = output layer
     recompute: bool = False                 # activation checkpointing of blocks: less memory, a third more work
@@ -93,6 +94,8 @@ class TransformerConfig:
                 (self.d_model % self.n_heads, f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}"),
                 (self.position == "rope" and d_h % 2,
                  f"rotary positions rotate pairs of features: d_model / n_heads = {d_h} must be even"),
+                (self.position == "shaw" and self.n_ra,
+                 f"position=shaw is for sensory heads, and n_ra={self.n_ra}: give --n_ra=0, or another --position"),
                 (not 0 <= self.dropout < 1, f"dropout={self.dropout} must be at least 0 and below 1"),
                 (self.n_kv_heads and (self.n_sa % self.n_kv_heads or self.n_ra % self.n_kv_heads),
                  f"n_kv_heads={self.n_kv_heads} does not divide n_sa={self.n_sa} and n_ra={self.n_ra}"),
@@ -148,7 +151,8 @@ class DualAttention(nn.Module):
         common = dict(total_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, dropout=cfg.dropout, **cfg.attention_biases)
         self.sensory = self.relational = None
         if cfg.n_sa:
-            self.sensory = Attention(cfg.d_model, cfg.n_sa, **common)
+            attention = ShawAttention if cfg.position == "shaw" else Attention
+            self.sensory = attention(cfg.d_model, cfg.n_sa, **common)
         if cfg.n_ra and cfg.ra_type == "ra":
             self.relational = RelationalAttention(
                 cfg.d_model, cfg.n_ra, n_relations=cfg.n_relations, rel_proj_dim=cfg.rel_proj_dim,
@@ -290,7 +294,7 @@ class Stack(nn.Module):
             rope = rope_table(positions, cfg.d_model // cfg.n_heads)
         elif cfg.position == "learned":
             x = x + self.positions(positions)
-        else:                                                        # scaled as in Vaswani et al., Section 3.4
+        elif cfg.position == "sinusoidal":                           # scaled as in Vaswani et al., Section 3.4
             x = x * cfg.d_model ** 0.5 + sinusoids(positions, cfg.d_model).type_as(x)
         x, symbols = self.dropout(x), None
         for i, module in enumerate(self.blocks):

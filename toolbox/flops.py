@@ -12,7 +12,7 @@ attends to all T tokens, causal or not, and an embedding lookup is free. Multipl
     once         logits                           d V
     each layer   MLP: W_1, W_2 (W_3: swiglu)      2 d d_ff   (3 d d_ff)
       sensory    x W_q, x W_k, x W_v              d n d_h + 2 d G d_h           n = n_sa heads, G for keys and values
-                 <q_i, k_j>, sum_j alpha_ij v_j   2 n T d_h
+                 <q_i, k_j>, sum_j alpha_ij v_j   2 n T d_h                 twice that for position=shaw, with a^K, a^V
                  W_o                              (n d_h)^2
       relational the same five                    as above                      n = n_ra; s_j W_s for x W_v
                  x W_q_rel, x W_k_rel             2 d R p  (d R p: symmetric)   R relations of width p
@@ -42,7 +42,7 @@ def per_token(cfg):
         """A group of n heads; W_v, or W_s, is applied to value_rows rows of each sequence."""
         G = cfg.n_kv_heads or n
         projections = d * n * d_h + d * G * d_h + d * G * d_h * value_rows / T
-        return projections + 2 * n * T * d_h + (n * d_h) ** 2
+        return projections + (4 if cfg.position == "shaw" else 2) * n * T * d_h + (n * d_h) ** 2
 
     layer = (3 if swiglu else 2) * d * d_ff
     if cfg.n_sa:

@@ -42,11 +42,11 @@ from toolbox.options import fail, make_out_dir, one_line_errors
 ROOT = Path(__file__).parents[1]
 # the files on which a result depends, besides the script itself
 CODE = ["attention.py", "relational_attention.py", "symbols.py", "workspace.py", "model.py", "extras/blocked.py",
-        "toolbox/training.py", "toolbox/run.py", "toolbox/checkpoints.py", "toolbox/longer.py",
+        "extras/shaw.py", "toolbox/training.py", "toolbox/run.py", "toolbox/checkpoints.py", "toolbox/longer.py",
         "toolbox/distributed.py", "data/**/*.py"]
 # Options that do not change what a run computes, except for rounding and dropout masks.
-NOT_COMPARED = ("device", "out_dir", "data_dir", "workers", "resume", "baseline", "match_params", "sweep", "ablate",
-                "paper", "micro_batch", "recompute", "test_data", "keep_weights")
+NOT_COMPARED = ("device", "out_dir", "data_dir", "workers", "resume", "baseline", "rope_baseline", "match_params",
+                "sweep", "ablate", "paper", "micro_batch", "recompute", "test_data", "keep_weights")
 # Options without a place of their own in the folder's name. Heads and seed always stand first in it.
 NOT_NAMED = ("n_heads", "n_ra", "seed", "vocab_size", "eval_every", "log_every", *NOT_COMPARED)
 

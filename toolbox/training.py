@@ -82,9 +82,10 @@ def simplified(cfg, **changes):
     return replace(cfg, **{**changes, **{f.name: f.default for f in fields(cfg) if f.name in unused}})
 
 
-def with_baselines(configs, make_model):
+def with_baselines(configs, make_model, *others):
     """Each DAT followed by its baseline: the Transformer with as many heads in all, same seed, same data order.
 
+    others: changes to its options, as dict(position="rope"), each of which makes one more baseline.
     The baseline of a DAT with a memory keeps the memory. With match_params the Transformer's d_ff is chosen so that the
     parameters of make_model(cfg) agree within 1%; and so is that of a model without memory that is in this list beside
     one with memory. Raises ValueError for a model that cannot be built, before anything is trained.
@@ -96,11 +97,12 @@ def with_baselines(configs, make_model):
                        simplified(other, memory_slots=0, mlp_norm=False) == simplified(cfg, mlp_norm=False)]
         if cfg.match_params and with_memory:
             cfg = match_parameters(cfg, count_parameters(make_model, with_memory[0]), make_model)
-        transformer = simplified(cfg, n_ra=0)
-        if cfg.n_ra and cfg.match_params:
-            transformer = match_parameters(transformer, count_parameters(make_model, cfg), make_model)
-        pair = [transformer] if cfg.n_ra == 0 else [cfg, transformer] if cfg.baseline else [cfg]
-        runs += [run for run in pair if run not in runs]
+        baselines = [simplified(cfg, n_ra=0, **changes) for changes in ({}, *others)] if cfg.baseline else []
+        if cfg.match_params:
+            target = count_parameters(make_model, cfg)
+            baselines = [match_parameters(transformer, target, make_model) for transformer in baselines]
+        for run in [cfg, *baselines] if cfg.n_ra else [cfg]:
+            runs += [run] if run not in runs else []
     for cfg in runs:
         count_parameters(make_model, cfg)
     return runs

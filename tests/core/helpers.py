@@ -14,7 +14,8 @@ FORMS = ["literal", "fast", "blocked"]
 FORMS_AND_SYMBOLS = [(form, kind) for form in FORMS for kind in SYMBOLS]
 SMALL = dict(vocab_size=13, d_model=16, n_layers=2, n_heads=4, n_ra=2, max_len=12, n_symbols=6, symbol_heads=2)
 VARIANTS = [dict(symbols=s, position=p) for s, p in product(SYMBOLS, POSITIONS)] + [
-    dict(n_ra=0), dict(n_ra=4), dict(symmetric=True), dict(n_kv_heads=1), dict(n_relations=4, rel_proj_dim=3),
+    dict(n_ra=0), dict(n_ra=0, position="shaw"), dict(n_ra=4), dict(symmetric=True), dict(n_kv_heads=1),
+    dict(n_relations=4, rel_proj_dim=3),
     dict(ra_type="rca"), dict(ra_type="rca", symbols="relative"), dict(rel_activation="softmax"), dict(share_qk=True),
     dict(rel_activation="tanh", symbols="relative"), dict(shared_symbols=False), dict(norm_first=False, norm="rmsnorm"),
     dict(activation="swiglu", bias=True), dict(symbols="relative", max_distance=3, n_kv_heads=1)]

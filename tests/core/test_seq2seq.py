@@ -12,6 +12,7 @@ START, END = 1, 2
 VARIANTS = [
     dict(), dict(n_ra_decoder=0), dict(n_ra=0), dict(n_ra=4), dict(n_ra=0, n_ra_decoder=2), dict(n_layers_decoder=1),
     dict(symbols="symbolic"), dict(symbols="positional"), dict(position="rope"), dict(position="learned"),
+    dict(n_ra=0, position="shaw"),
     dict(norm_first=True, final_norm=True), dict(ra_type="rca"), dict(symmetric=True), dict(n_kv_heads=1),
     dict(rel_activation="softmax"), dict(shared_symbols=False, symbols="symbolic"), dict(max_distance=2),
 ]

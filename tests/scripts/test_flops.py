@@ -14,6 +14,7 @@ SMALL = dict(vocab_size=13, d_model=36, n_layers=3, n_heads=6, n_ra=2, d_ff=80, 
 OPTIONS = {
     "DAT": {},
     "Transformer": dict(n_ra=0),
+    "relative positions of Shaw et al.": dict(n_ra=0, position="shaw"),
     "relational heads only": dict(n_ra=6),
     "default MLP": dict(d_ff=None),
     "swiglu": dict(activation="swiglu"),

@@ -11,9 +11,11 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import plot
+import train_vit
 from model import TransformerConfig
 from toolbox.figures import curves, drawing, mathematics, slots
 from toolbox.figures.runs import group_runs, labels, load_run
+from toolbox.options import parse_options
 
 ROOT = Path(plot.__file__).parent
 
@@ -297,6 +299,27 @@ def test_the_papers_losses_on_tinystories_stand_beside_its_models(tmp_path, show
     assert [sum("published" in line.get_label() for line in ax.lines) for ax in axes] == [0] * 5 + [1, 0, 0]
     assert axes[5].get_xscale() == "log"
     assert f"| {curves.published(runs[0])[1][-1]:.3f} | 1 |" in shown(f"--runs={tmp_path}")
+
+
+@pytest.mark.parametrize("preset, n_parameters, classes, last", [
+    ("cifar10", {6: 6_025_834, 0: 7_149_034}, 10, {6: .897, 0: .864}),
+    ("imagenet", {6: 1, 0: 1}, 1000, {6: .617, 0: .597})])
+def test_the_papers_accuracies_stand_beside_its_models_of_images(preset, n_parameters, classes, last, tmp_path, shown):
+    for n_ra in (6, 0):
+        cfg, = parse_options(train_vit.Config, train_vit.PRESETS, [f"--preset={preset}", f"--n_ra={n_ra}", "--data=x"])
+        for data, cutmix in ((preset, cfg.cutmix), ("other", 0.5)):
+            write_run(tmp_path / f"{data}{n_ra}", {**vars(cfg), "cutmix": cutmix},
+                      {"data": data, "classes": classes if data == preset else 20, "sha256": "0" * 64},
+                      "step,images,train_loss,train_accuracy,val_loss,val_accuracy,lr,images_per_s,seconds",
+                      ["5,10,1.5,.5,,,0.1,9,1", "5,10,,,1.0,0.6,,,1"], n_parameters=n_parameters[n_ra])
+        assert not curves.published_accuracies(load_run(tmp_path / f"other{n_ra}"))
+        images, accuracy = curves.published_accuracies(load_run(tmp_path / f"{preset}{n_ra}"))["val_accuracy"]
+        assert accuracy[-1] == pytest.approx(last[n_ra], abs=5e-4)
+        assert images[-1] == pytest.approx(cfg.max_steps * cfg.batch_size * cfg.grad_accum, rel=0.05)
+    fig = curves.draw(group_runs([load_run(tmp_path / f"{preset}{n_ra}") for n_ra in (6, 0)]))
+    drawn = [ax.get_xlabel() for ax in fig.axes for line in ax.lines if "published" in line.get_label()]
+    assert drawn == ["images"] * (2 if preset == "cifar10" else 4)    # ImageNet: training accuracy, too
+    assert "no published curve" not in shown(f"--runs={tmp_path}", "--paper")
 
 
 # ---- how it looks ----------------------------------------------------------------------------------------------------

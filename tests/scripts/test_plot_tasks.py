@@ -1,5 +1,6 @@
 """plot.py on mathematics and Relational Games: their CSV files, and figures drawn from these. No training here."""
 import os
+import re
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from toolbox.figures import drawing, mathematics, relational_games
 def mathematics_run(folder, n_ra, seed, module="algebra__linear_1d", n_ra_decoder=None, **record):
     """Training and validation have rows of their own."""
     options = {"n_heads": 8, "n_ra": n_ra, "n_ra_decoder": n_ra_decoder, "seed": seed, "max_steps": 20, "level": "easy",
-               "module": module, "data": "generated"}
+               "module": module, "data": "generated"} | record.pop("options", {})
     rows = ["0,0,,2,0,0,,,0", "10,40,1.9,,,,0.1,80,0.5", "10,40,,1.6,0.4,0.1,,,0.5", "20,80,1.8,,,,0.1,80,1",
             "20,80,,1.5,0.5,0.125,,,1"]
     scores = {f"held out, {level}": {"n": 1000, "val_loss": 1.25, "char_accuracy": 0.5, "exact_match": 0.125,
@@ -38,9 +39,9 @@ def test_runs_on_mathematics_leave_their_curves_and_scores_as_csv(tmp_path, show
                        "exact_match": "0.1"}
     scores = rows_of(tmp_path / "scores.csv")
     assert [row["problems"] for row in scores] == ["held out, easy", "held out, hard"]
-    assert scores[0] == {"module": "algebra__linear_1d", "level": "easy", "n_ra": "4", "n_ra_decoder": "", "seed": "1",
-                         "problems": "held out, easy", "n": "1000", "val_loss": "1.25", "char_accuracy": "0.5",
-                         "exact_match": "0.125", "sha256": "1" * 64}
+    assert scores[0] == {"model": "DAT 4+4", "module": "algebra__linear_1d", "level": "easy", "n_ra": "4",
+                         "n_ra_decoder": "", "seed": "1", "problems": "held out, easy", "n": "1000",
+                         "val_loss": "1.25", "char_accuracy": "0.5", "exact_match": "0.125", "sha256": "1" * 64}
     assert {path.name for path in tmp_path.glob("*.*")} == {"curves.csv", "scores.csv", "curves.png", "table.md"}
     again = shown(f"--runs={tmp_path / 'curves.csv'}", f"--out_dir={tmp_path / 'new'}")
     assert again == f"{tmp_path / 'new/curves.png'}\n"
@@ -61,6 +62,33 @@ def test_modules_are_drawn_side_by_side_and_the_published_curves_behind(tmp_path
     assert all(line.get_xdata().tolist() == [10, 20] for ax in panels for line in ax.lines)           # without step 0
     assert all([len(line.get_xdata()) for line in ax.lines] == [20] * 3 for ax in published)
     assert len(mathematics.draw(rows_of(tmp_path / "curves.csv")).axes) == 4
+
+
+def test_further_models_of_a_kind_do_not_take_the_colors_of_the_papers_three(tmp_path):
+    for i, ra_type in enumerate(("ra", "rca")):
+        for n_ra_decoder in (4, 0):
+            mathematics_run(tmp_path / f"{i}{n_ra_decoder}", 4, 1, n_ra_decoder=n_ra_decoder,
+                            options=dict(position="sinusoidal", ra_type=ra_type))
+    for position in ("sinusoidal", "rope"):
+        mathematics_run(tmp_path / position, 0, 1, options=dict(ra_type="ra", position=position))
+    figures.report(sorted(tmp_path.glob("*/")), tmp_path)
+    lines = mathematics.draw(rows_of(tmp_path / "curves.csv")).axes[0].lines
+    colors = {line.get_label(): line.get_color() for line in lines}
+    assert len(colors) == len(set(colors.values())) == 6
+    papers = [colors[f"DAT 4+4, n_ra_decoder={n}, position=sinusoidal, ra_type=ra"] for n in (0, 4)]
+    assert papers == [mathematics.COLORS["config 1"], mathematics.COLORS["config 2"]]
+
+
+def test_a_dat_is_compared_with_each_transformer_and_with_heads_without_relations(tmp_path, shown):
+    models = {"DAT 4+4, position=sinusoidal, ra_type=ra": dict(n_ra=4, position="sinusoidal", ra_type="ra"),
+              "DAT 4+4, position=sinusoidal, ra_type=rca": dict(n_ra=4, position="sinusoidal", ra_type="rca"),
+              "Transformer 8+0, position=sinusoidal": dict(n_ra=0, position="sinusoidal", ra_type="ra"),
+              "Transformer 8+0, position=rope": dict(n_ra=0, ra_type="ra", position="rope")}
+    for i, options in enumerate(models.values()):
+        mathematics_run(tmp_path / str(i), options.pop("n_ra"), 1, options=options)
+    dat, rca, sinusoidal, rope = models
+    compared = re.findall("(.*) - (.*): .* character accuracy", shown(f"--runs={tmp_path}"))
+    assert sorted(compared) == [(dat, rca), (dat, rope), (dat, sinusoidal), (rca, rope), (rca, sinusoidal)]
 
 
 def test_a_run_that_has_only_begun_leaves_its_panels_empty(tmp_path, shown):

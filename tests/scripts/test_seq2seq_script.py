@@ -96,13 +96,14 @@ def test_evaluation_equals_a_loop_over_single_problems():
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.figures
-def test_a_plain_run_trains_both_scores_them_and_is_reused(tmp_path, capsys, monkeypatch):
+def test_a_plain_run_trains_a_dat_and_two_transformers_scores_them_and_is_reused(tmp_path, capsys, monkeypatch):
     args = [*TINY, f"--out_dir={tmp_path}"]
     train_seq2seq.main(args)
     shown = capsys.readouterr().out
-    folders = sorted(p.parent for p in tmp_path.glob("*/config.json"))
-    assert [f.name[:13] for f in folders] == ["sa1_ra1_seed1", "sa2_ra0_seed1"]
-    for folder in folders:
+    folders = sorted((p.parent for p in tmp_path.glob("*/config.json")), key=lambda folder: len(folder.name))
+    assert [f.name[:13] for f in folders] == ["sa1_ra1_seed1", "sa2_ra0_seed1", "sa2_ra0_seed1"]
+    models = ["DAT 1+1, position=sinusoidal", "Transformer 2+0, position=sinusoidal", "Transformer 2+0, position=rope"]
+    for folder, model in zip(folders, models):
         assert {p.name for p in folder.iterdir()} == {"config.json", "log.csv", "best.pt", "last.pt"}
         rows = rows_of(folder / "log.csv")
         assert list(rows[0]) == ["step", "problems", "train_loss", "train_accuracy", "val_loss", "char_accuracy",
@@ -112,33 +113,33 @@ def test_a_plain_run_trains_both_scores_them_and_is_reused(tmp_path, capsys, mon
             ("8", "32", False), ("8", "32", True)]
         (name, score), = json.loads((folder / "config.json").read_text())["scores"].items()
         assert name == "held out, easy" and score["n"] == 20 and 0 < score["val_loss"] < 6
-        curve = [r for r in rows_of(tmp_path / "curves.csv") if r["n_ra"] == folder.name[6]]
+        curve = [r for r in rows_of(tmp_path / "curves.csv") if r["model"] == model]
         assert [(r["step"], r["char_accuracy"]) for r in curve] == [
             (r["step"], f"{float(r['char_accuracy']):.6g}") for r in rows if r["char_accuracy"]]
-        what = {"module": "algebra__sequence_next_term", "level": "easy", "n_ra": folder.name[6], "n_ra_decoder": "",
-                "seed": "1", "problems": name}
+        what = {"model": model, "module": "algebra__sequence_next_term", "level": "easy", "n_ra": folder.name[6],
+                "n_ra_decoder": "", "seed": "1", "problems": name}
         assert [{**what, **{k: str(v) for k, v in score.items()}}] == [
-            row for row in rows_of(tmp_path / "scores.csv") if row["n_ra"] == folder.name[6]]
+            row for row in rows_of(tmp_path / "scores.csv") if row["model"] == model]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert "| character accuracy | exact match | seeds |" in shown and "problems/s" in shown
-    assert shown.count("wrong: ") + shown.count("   right") >= 6 and "the Transformer beside it" not in shown
+    assert shown.count("wrong: ") + shown.count("   right") >= 9 and "the Transformer beside it" not in shown
     stamps = [(f / "last.pt").stat().st_mtime_ns for f in folders]
     with monkeypatch.context() as m:
         m.setattr(train_seq2seq, "evaluate", None)                   # neither trained nor evaluated again
         train_seq2seq.main([*args, "--baseline=True,False"])
     shown = capsys.readouterr().out
-    assert shown.count(": reused") == 3 and shown.count("held out, easy") == 3
+    assert shown.count(": reused") == 4 and shown.count("held out, easy") == 4
     assert [(f / "last.pt").stat().st_mtime_ns for f in folders] == stamps
-    rows = (tmp_path / "table.md").read_text().splitlines()[2:4]
+    rows = (tmp_path / "table.md").read_text().splitlines()[2:5]
     assert all(row.endswith("| 1 |") for row in rows)                 # one seed, although the DAT was given twice
     train_seq2seq.main([*args, "--dtype=bfloat16", "--n_ra=2"])
     assert ": reused" not in capsys.readouterr().out                   # another dtype is another result
 
 
-def test_all_modules_are_trained_and_both_dats_have_one_transformer(tmp_path):
+def test_all_modules_are_trained_and_both_dats_have_the_same_two_transformers(tmp_path):
     train_seq2seq.main([*TINY, f"--out_dir={tmp_path}", "--max_steps=2", "--eval_every=2", "--train_size=6",
                         "--val_size=2", "--paper", "--module=all", "--n_ra_decoder=1,0"])
-    assert len(list(tmp_path.glob("*/last.pt"))) == 5 * 3
+    assert len(list(tmp_path.glob("*/last.pt"))) == 5 * 4
     assert {row["module"] for row in rows_of(tmp_path / "curves.csv")} == set(MODULES)
 
 
@@ -253,12 +254,31 @@ def test_presets_are_the_papers_three_models():
     assert all(block.cross.n_heads == 8 for m in models.values() for block in m.decoder.blocks)
 
 
-def test_one_transformer_is_the_baseline_of_both_configurations():
-    configs = parse_options(Config, PRESETS, ["--n_ra_decoder=4,0"])
-    runs = with_baselines(configs, make_model)
-    assert [(cfg.n_ra, cfg.n_ra_decoder) for cfg in runs] == [(4, 4), (0, None), (4, 0)]
-    matched, = with_baselines(parse_options(Config, PRESETS, ["--match_params"]), make_model)[1:]
-    assert abs(count_parameters(make_model, matched) / count_parameters(make_model, Config()) - 1) < 0.01
+def runs_of(*argv):
+    """(n_ra, n_ra_decoder, position) of the runs of a command."""
+    configs, *_ = train_seq2seq.prepare(list(argv))
+    return [(cfg.n_ra, cfg.n_ra_decoder, cfg.position) for cfg in configs]
+
+
+def test_the_baselines_are_the_papers_transformer_and_one_with_rotary_positions():
+    paper, rope = (0, None, "sinusoidal"), (0, None, "rope")
+    assert runs_of() == [(4, None, "sinusoidal"), paper, rope]
+    assert runs_of("--n_ra_decoder=4,0") == [(4, 4, "sinusoidal"), paper, rope, (4, 0, "sinusoidal")]
+    assert runs_of("--position=rope") == [(4, None, "rope"), rope]
+    assert runs_of("--rope_baseline=False") == [(4, None, "sinusoidal"), paper]
+    assert runs_of("--n_ra=0") == [paper] and runs_of("--baseline=False") == [(4, None, "sinusoidal")]
+
+
+def test_the_presets_of_the_paper_have_its_baseline_alone():
+    cfg, = parse_options(Config, PRESETS, ["--preset=config2", "--baseline"])
+    assert not cfg.rope_baseline and cfg.position == "sinusoidal"
+
+
+def test_matched_baselines_have_as_many_parameters_also_without_learned_positions():
+    configs = parse_options(Config, PRESETS, ["--match_params", "--position=learned"])
+    runs = with_baselines(configs, make_model, dict(position="rope"))
+    dat, *baselines = (count_parameters(make_model, cfg) for cfg in runs)
+    assert len(baselines) == 2 and all(abs(n / dat - 1) < 0.01 for n in baselines)
 
 
 @pytest.mark.parametrize("wrong, words", [
@@ -272,6 +292,9 @@ def test_one_transformer_is_the_baseline_of_both_configurations():
     ("--max_len=100", "its longest question 160"),
     ("--vocab_size=5", "the data has 98 tokens"),
     ("--beta2=1", "must be below 1"),
+    ("--position=shaw", "position=shaw is for sensory heads, and n_ra=4: give --n_ra=0"),
+    ("--d_model=24", "even d_model / n_heads, not 3: give --rope_baseline=False"),
+    ("--rope_baseline=True,False", "--rope_baseline: give one value, not a list"),
     ("--train_size=0", "train_size=0: must be at least 1"),
     ("--data=nowhere", "no file nowhere/train-easy/algebra__sequence_next_term.txt"),
     ("--test_data=nowhere", "no algebra__sequence_next_term.txt in train-easy"),

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from toolbox import flops
 from toolbox.files import write_text
 from toolbox.figures import drawing
-from toolbox.figures.runs import comparable, final, group_runs, measured, speed, unit_of
+from toolbox.figures.runs import comparable, final, group_runs, measured, read_csv, speed, unit_of
 from toolbox.stats import FEWEST, mean_text, paired_difference
 from toolbox.training import RELATIONAL
 
@@ -28,13 +28,14 @@ LOSS_IS_PER = {"tokens": "token", "problems": "character", "images": "image"}   
 # The paper's language models on TinyStories (Figure 4, Table 1; see results/paper), in our shapes: docs/differences.md
 # says where these differ. They vary in COLUMNS, the columns of the file, and agree in THEIRS; an option that a run does
 # not have is at its default.
-PUBLISHED = Path(__file__).parents[2] / "results" / "paper" / "tinystories.csv"
+PAPER = Path(__file__).parents[2] / "results" / "paper"
 COLUMNS = ("d_model", "n_layers", "n_heads", "n_ra", "symbols", "symmetric")
 THEIRS = dict(d_ff=None, max_len=512, activation="swiglu", norm="layernorm", norm_first=True, final_norm=True,
               bias=False, norm_bias=None, attention_bias="as_bias", dropout=0.1, position="rope", n_kv_heads=None,
               tie_embeddings=True, n_symbols=512, symbol_heads=4, trainable_symbols=True, max_distance=None,
               shared_symbols=True, n_relations=None, rel_proj_dim=None, rel_activation="identity", ra_type="ra",
               share_qk=False, dat_n_kv_heads=None, dat_bias=None)
+CIFAR, IMAGENET = 100 * 50_000, 1_281_167   # images in the paper's whole training; in one epoch
 TINYSTORIES_BYTES = 1_943_728_838           # of the whole text: TinyStories-train.txt and TinyStories-valid.txt
 
 
@@ -52,9 +53,27 @@ def published(run):
         return np.empty((2, 0))
     shape = [o["d_model"], o["n_layers"], o["n_heads"] - o["n_ra"], o["n_ra"],
              *((o["symbols"], o["symmetric"]) if o["n_ra"] else ("", ""))]
-    with open(PUBLISHED, newline="", encoding="utf-8") as f:
+    with open(PAPER / "tinystories.csv", newline="", encoding="utf-8") as f:
         rows = [row[-2:] for row in csv.reader(f) if row[:-2] == list(map(str, shape))]
     return np.array(rows, float).reshape(-1, 2).T
+
+
+def published_accuracies(run):
+    """{column of the log: (images read, accuracy)}: the paper's curves on ImageNet (Figure 5), its accuracies on CIFAR.
+
+    Empty if this run corresponds to none of its models. On ImageNet it does if the blocks have our preset's shape, on
+    CIFAR if augmentation and number of parameters are the published ones: there the end of the training alone is known.
+    """
+    o, facts = run["options"], run["facts"]
+    heads = {"n_sa": str(o["n_heads"] - o["n_ra"]), "n_ra": str(o["n_ra"])}
+    if (facts.get("classes"), o.get("d_model"), o.get("n_layers"), o.get("patch_size")) == (1000, 1024, 24, 16):
+        rows = [row for row in read_csv(PAPER / "imagenet.csv") if heads.items() <= row.items()]
+        curves = {split: [((int(row["epoch"]) + 1) * IMAGENET, float(row["accuracy"])) for row in rows
+                          if row["split"] == split] for split in ("train", "val")}
+        return {f"{split}_accuracy": tuple(zip(*curve)) for split, curve in curves.items() if curve}
+    model = {**heads, "data": facts["data"], "parameters": str(run["n_parameters"]), "augmentation": "CutMix"}
+    rows = [row for row in read_csv(PAPER / "cifar.csv") if model.items() <= row.items() and o.get("cutmix") == 1]
+    return {"val_accuracy": ((CIFAR,), (float(row["accuracy"]),)) for row in rows}
 
 
 # ---- the figure ------------------------------------------------------------------------------------------------------
@@ -92,6 +111,8 @@ def draw(groups):
                 drawing.draw_group(ax, groups[label], x, y, label, **look)
             if (x, y) == ("tokens", "val_loss"):
                 draw_published(ax, groups)
+            if x == "images":
+                draw_published_accuracies(ax, groups, y)
             ax.set_xlabel(xs[x])
             if ax.get_xscale() == "linear":
                 ax.xaxis.set_major_formatter(EngFormatter())          # 1.5 M tokens
@@ -120,6 +141,14 @@ def draw_published(ax, groups):
             mark = dict(marker="o", ms=4, ls="") if len(tokens) == 1 else dict(ls="--")
             ax.plot(tokens, losses, **{**look, **mark}, label=f"{label}, published")
             ax.set_xscale("log")
+
+
+def draw_published_accuracies(ax, groups, y):
+    """What the paper's models among these reached on images: a dashed curve, or a dot at the end of its training."""
+    for label, look in drawing.styles(groups).items():
+        if curve := published_accuracies(groups[label][0]).get(y):
+            mark = dict(marker="o", ms=4, ls="") if len(curve[0]) == 1 else dict(ls="--")
+            ax.plot(*curve, **{**look, **mark}, label=f"{label}, published")
 
 
 def add_bits_per_byte(ax, runs):
@@ -231,6 +260,6 @@ def report(runs, out_dir, paper):
     groups = group_runs(runs)
     drawing.save(draw(groups), out_dir / "curves.png", dpi=120)
     text = write_table(runs, out_dir / "table.md")
-    if paper and not any(published(run).size for run in runs):
+    if paper and not any(published(run).size or published_accuracies(run) for run in runs):
         text += "\n\n--paper: no published curve belongs to these models"
     return text, [out_dir / "curves.png", out_dir / "table.md"]

@@ -11,7 +11,7 @@ from toolbox.figures.runs import measured
 from toolbox.stats import FEWEST, half_interval
 
 # Transformers are gray, DATs colored. Color-blind readers can tell all of these apart.
-GRAYS = ("#7f7f7f", "#000000", "#b8b8b8")
+GRAYS = ("#7f7f7f", "#000000")
 COLORS = ("#0072b2", "#cc3311", "#e69f00", "#56b4e9", "#882255")     # blue, red, orange, light blue, purple
 LINES = ("-", "-.", ":")                    # when the colors are used up; dashed lines are published curves
 FONTS = {"axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8}

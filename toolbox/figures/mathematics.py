@@ -16,27 +16,30 @@ METRICS = {"char_accuracy": "characters right,\ngiven those before", "exact_matc
 OPTIONS = ("module", "n_heads", "n_ra", "n_ra_decoder", "seed")
 MEASURED = ("step", "seconds", "val_loss", *METRICS)
 NEEDED = {"model", *OPTIONS, *MEASURED}      # columns of curves.csv
-SCORES = ("module", "level", "n_ra", "n_ra_decoder", "seed")          # columns of scores.csv, before the scores
+SCORES = ("module", "level", "n_ra", "n_ra_decoder", "seed")          # columns of scores.csv, between model and scores
 # the paper's three models: relational heads nowhere, in the encoder only (config 1), in both (config 2)
 COLORS = {"Transformer": drawing.GRAYS[0], "config 1": drawing.COLORS[0], "config 2": drawing.COLORS[1]}
 
 
-def write_curves(runs, path):
-    """One row for each validation. `model` is the run's label among the runs on its module."""
-    rows = []
+def labelled(runs):
+    """Each run with `model`, its label among the runs on its module."""
     for module in dict.fromkeys(run["options"]["module"] for run in runs):
         groups = group_runs([run for run in runs if run["options"]["module"] == module])
-        for label, run in ((label, run) for label, group in groups.items() for run in group):
-            for i in measured(run, "val_loss"):
-                rows.append({"model": label, **{name: run["options"][name] for name in OPTIONS},
-                             **{name: f"{run['log'][name][i]:.6g}" for name in MEASURED}})
+        yield from ((label, run) for label, group in groups.items() for run in group)
+
+
+def write_curves(runs, path):
+    """One row for each validation."""
+    rows = [{"model": label, **{name: run["options"][name] for name in OPTIONS},
+             **{name: f"{run['log'][name][i]:.6g}" for name in MEASURED}}
+            for label, run in labelled(runs) for i in measured(run, "val_loss")]
     write_csv(path, ["model", *OPTIONS, *MEASURED], rows)
 
 
 def write_scores(runs, path):
     """One row for each run and set of problems -> the file, or nothing if no run has scores."""
-    rows = [{**{name: run["options"][name] for name in SCORES}, "problems": problems, **scores}
-            for run in runs for problems, scores in run.get("scores", {}).items()]
+    rows = [{"model": label, **{name: run["options"][name] for name in SCORES}, "problems": problems, **scores}
+            for label, run in labelled(runs) for problems, scores in run.get("scores", {}).items()]
     if rows:
         write_csv(path, list(rows[0]), rows)
     return [path] if rows else []
@@ -54,9 +57,9 @@ def draw(rows, paper=False):
     modules = sorted({row["module"] for row in rows})
     fig, axes = drawing.panels(2, len(modules), max(5, min(1 + 3 * len(modules), 12)), 2.6, sharex="col")
     kinds = {row["model"]: kind(row) for row in rows}                 # in the order of the file
-    looks = drawing.styles(kinds)
-    if len(set(kinds.values())) == len(kinds):                        # one model of each kind at most: its color
-        looks = {model: dict(color=COLORS[its_kind]) for model, its_kind in kinds.items()}
+    first = {its_kind: model for model, its_kind in reversed(kinds.items())}             # has the color of its kind
+    own = [first.get(its_kind, its_kind) for its_kind in ("config 1", "config 2", "Transformer")]
+    looks = {model: look for model, look in drawing.styles(dict.fromkeys([*own, *kinds])).items() if model in kinds}
     for column, module in zip(axes.T, modules):
         for model, look in looks.items():
             runs = {}

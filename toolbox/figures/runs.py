@@ -125,13 +125,16 @@ def labels(identities):
 def comparable(run, baseline):
     """True if the baseline lacks one part of the model, and data and options are the same but for those of this part.
 
-    The part: its relational heads; or its memory; or the norm behind its MLP, which a model with a memory has, too.
+    The part: its relational heads (positions may differ, too); or its relations, which RCA heads lack; or its memory;
+    or the norm behind its MLP, which a model with a memory has, too.
     A baseline of another d_ff belongs to the model that has as many parameters, within 1% (--match_params).
     """
     mine, theirs = run["options"], baseline["options"]
     more, less = (2 if n_slots(o) else 1 if o.get("mlp_norm") else 0 for o in (mine, theirs))
     if mine["n_ra"] and not theirs["n_ra"]:
-        part = ("n_ra", *RELATIONAL)
+        part = ("n_ra", "position", *RELATIONAL)
+    elif mine["n_ra"] and (mine.get("ra_type"), theirs.get("ra_type")) == ("ra", "rca"):
+        part = ("ra_type",)
     elif mine["n_ra"] == theirs["n_ra"] and more > less:
         part = ("memory_slots", "mlp_norm", *MEMORY)
     else:
