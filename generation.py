@@ -70,11 +70,11 @@ def pad_left(prompts, value=0):
     prompts: B lists of tokens, at least one; T is the length of the longest -> idx, integers (B, T), and the boolean
     mask (B, T), False at padding. Raises ValueError if there is no prompt.
     """
-    if not prompts:
+    if len(prompts) == 0:
         raise ValueError("no prompts to pad: give at least one list of tokens, as pad_left([[1, 2, 3]])")
     T = max(map(len, prompts))
     rows = [[value] * (T - len(prompt)) + list(prompt) for prompt in prompts]
-    return torch.tensor(rows), torch.tensor([[t >= T - len(prompt) for t in range(T)] for prompt in prompts])
+    return torch.tensor(rows, dtype=torch.long), torch.tensor([[t >= T - len(prompt) for t in range(T)] for prompt in prompts])
 
 
 @contextmanager

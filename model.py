@@ -55,7 +55,7 @@ class TransformerConfig:
     n_symbols: int = 512                    # symbolic: size of the library
     symbol_heads: int = 4                   # symbolic: heads of the retrieval
     trainable_symbols: bool = True          # symbolic: False freezes the library at its random start
-    max_distance: int | None = None         # relative: offsets beyond it share a symbol; default max_len
+    max_distance: int | None = None         # relative: offsets beyond it share a symbol; default max_len (shaw: 16)
     shared_symbols: bool = True             # layers share one symbol module (Remark 1); False: one per layer
     n_relations: int | None = None          # R, relations per layer (the paper's d_r); default n_ra
     rel_proj_dim: int | None = None         # p, features that one relation compares; default n_ra * d_h / R
@@ -151,7 +151,9 @@ class DualAttention(nn.Module):
         common = dict(total_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, dropout=cfg.dropout, **cfg.attention_biases)
         self.sensory = self.relational = None
         if cfg.n_sa:
-            attention = ShawAttention if cfg.position == "shaw" else Attention
+            attention = Attention
+            if cfg.position == "shaw":
+                attention = partial(ShawAttention, max_distance=cfg.max_distance or 16)
             self.sensory = attention(cfg.d_model, cfg.n_sa, **common)
         if cfg.n_ra and cfg.ra_type == "ra":
             self.relational = RelationalAttention(

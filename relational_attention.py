@@ -121,12 +121,12 @@ class RelationalAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         q_rel, k_rel = (merge_heads(x)[:, None] for x in (q_rel * p ** -0.5, k_rel))           # (B, 1, T or S, R p)
 
-        # m, below: with a dtype given, autocast does not return float32, which the product with W_r would cast back
         if are_relative(s) and s.row is not None:
             alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), dropout).type_as(q)   # (B, H, T, S)
-            o = sum_symbols(alpha, s).permute(1, 2, 0, 3)                          # (H, T, B, d_h): as it is stored
+            o = sum_symbols(alpha, s).permute(1, 2, 0, 3)                          # (H, T, B, d_h): its order in memory
             k_sums = (alpha.flatten(1, 2) @ k_rel.squeeze(1)).unflatten(1, alpha.shape[1:3])   # (B, H, T, R p)
             products = q_rel.unflatten(-1, (R, p)) * k_sums.unflatten(-1, (R, p))  # first unflattened: one copy less
+            # dtype: or autocast would sum to float32, and the product with W_r would cast it back
             m = products.permute(1, 2, 0, 3, 4).sum(-1, dtype=o.dtype)             # (H, T, B, R): sum_j alpha_ij r_ij
             a = torch.baddbmm(o.flatten(1, 2), m.flatten(1, 2), self.W_r)          # o + m W_r, in one operation
             return a.view_as(o).permute(2, 0, 1, 3)

@@ -65,7 +65,11 @@ class PositionRelativeSymbols(nn.Module):
         return self.library.index_select(0, row)
 
     def by_offset(self, T, S):
-        """What all layers share: the table, cast once, and unless there are too many pairs, the row of each."""
+        """What all layers share: the table, cast once, and the row of each pair.
+
+        Without rows for more than 512^2 pairs: then the symbols of all pairs are too large a tensor, and relational
+        attention sums them in blocks (RelationalAttention.fast).
+        """
         row = None if beyond(512, T, S) else rows_of_pairs(T, S, self.library.device)
         return RelativeSymbols(as_in_autocast(self.table(T, S)), row)
 
@@ -73,7 +77,7 @@ class PositionRelativeSymbols(nn.Module):
 class RelativeSymbols(NamedTuple):
     """s_{j-i} for the last T of S positions, or s_{j-i} W_s in heads, ordered as `PositionRelativeSymbols.table`."""
     table: torch.Tensor                                                # (T + S - 1, d_model), (1, G, T + S - 1, d_h)
-    row: torch.Tensor | None                                           # (T S,), see rows_of_pairs; None beyond 512^2
+    row: torch.Tensor | None                                           # (T S,), see rows_of_pairs; None: too many
 
 
 def rows_of_pairs(T, S, device):

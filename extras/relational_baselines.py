@@ -144,7 +144,8 @@ def vision_transformer(n_ra, d_ff=256):
 
 
 # Each with the width that gives it the DAT's parameters.
-MODELS = {"DAT 0+2": lambda: vision_transformer(2), "Transformer 2+0 (d_ff 301)": lambda: vision_transformer(0, d_ff=301),
+MODELS = {"DAT 0+2": lambda: vision_transformer(2),
+          "Transformer 2+0 (d_ff 301)": lambda: vision_transformer(0, d_ff=301),
           "Relation Network": lambda: RelationNetwork(244), "CoRelNet": lambda: CoRelNet(396),
           "PrediNet": lambda: PrediNet(373), "Abstractor": lambda: Abstractor(447)}
 

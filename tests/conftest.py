@@ -16,7 +16,7 @@ TINY = ["--d_model=16", "--n_layers=1", "--n_heads=2", "--n_ra=1", "--max_len=16
         "--symbol_heads=2", "--eval_windows=8", "--dropout=0.1", "--baseline=False", "--warmup_steps=5", "--device=cpu"]
 
 # The tensors of tests are small: a second thread only waits, in these processes and in those that they start.
-torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1").split(",")[0]))
 
 if "DAT_TEST_DATA" in os.environ:              # GPT-2's tokenizer is there, too, and need not be fetched
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", os.path.join(os.environ["DAT_TEST_DATA"], "data", "tiktoken_cache"))

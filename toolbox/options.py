@@ -61,8 +61,8 @@ def make_out_dir(folder):
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        fail(f"--out_dir={folder}: nothing can be written there ({error.strerror}): give a folder in which you may "
-             "write, as --out_dir=out/again")
+        fail(f"--out_dir={folder}: nothing can be written there ({error.strerror}): give a folder that you can "
+             "write to, as --out_dir=out/again")
 
 
 @contextmanager

@@ -181,7 +181,7 @@ class Run:
     def restore(self, path, record, model, optimizer):
         """Loads the checkpoint at `path`; `record` is its folder's config.json as `found`."""
         if record is None and not read_record(self.folder):
-            raise ValueError(f"{self.folder / 'config.json'} is damaged or missing: what this run was cannot be told; "
+            raise ValueError(f"{self.folder / 'config.json'} is damaged or missing, so its options are unknown: "
                              "start again without --resume")
         if record is None:
             raise ValueError(f"{self.folder} holds a run with other options or data: start again without --resume")

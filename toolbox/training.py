@@ -68,7 +68,10 @@ MEMORY = ("memory_width", "memory_heads", "bottleneck", "memory_beta", "memory_d
 
 def without_effect(options):
     """Names of the options that change nothing in a model with these options, a dict."""
-    return (() if options["n_ra"] else RELATIONAL) + (("mlp_norm",) if n_slots(options) else MEMORY)
+    unused = () if options["n_ra"] else RELATIONAL
+    if options.get("position") == "shaw":
+        unused = [name for name in unused if name != "max_distance"]
+    return (*unused, *(("mlp_norm",) if n_slots(options) else MEMORY))
 
 
 def n_slots(options):
@@ -97,12 +100,15 @@ def with_baselines(configs, make_model, *others):
                        simplified(other, memory_slots=0, mlp_norm=False) == simplified(cfg, mlp_norm=False)]
         if cfg.match_params and with_memory:
             cfg = match_parameters(cfg, count_parameters(make_model, with_memory[0]), make_model)
-        baselines = [simplified(cfg, n_ra=0, **changes) for changes in ({}, *others)] if cfg.baseline else []
-        if cfg.match_params:
+        baselines = []
+        if cfg.n_ra and cfg.baseline:
+            baselines = [simplified(cfg, n_ra=0, **changes) for changes in ({}, *others)]
+        if cfg.match_params and baselines:
             target = count_parameters(make_model, cfg)
             baselines = [match_parameters(transformer, target, make_model) for transformer in baselines]
-        for run in [cfg, *baselines] if cfg.n_ra else [cfg]:
-            runs += [run] if run not in runs else []
+        for run in (cfg, *baselines):
+            if run not in runs:
+                runs.append(run)
     for cfg in runs:
         count_parameters(make_model, cfg)
     return runs

@@ -54,7 +54,7 @@ def cifar10(cfg):
 
 @pytest.mark.parametrize("make, script, dtype, at_most", [
     (fineweb_350m, train_lm, torch.float32, 2.5), (fineweb_350m, train_lm, torch.bfloat16, 2.5),
-    (cifar10, train_vit, torch.float32, 2.4), (cifar10, train_vit, torch.bfloat16, 2.0)])
+    (cifar10, train_vit, torch.float32, 2.5), (cifar10, train_vit, torch.bfloat16, 2.1)])
 def test_a_dat_launches_about_twice_the_kernels_of_a_transformer(make, script, dtype, at_most, monkeypatch):
     monkeypatch.setattr(RelationalAttention, "choose_form", lambda m, *shapes: m.fast)        # as on a GPU
     cfg = script.Config(**script.PRESETS[make.__name__])

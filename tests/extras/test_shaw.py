@@ -3,9 +3,12 @@ import pytest
 import torch
 from helpers import randomise
 
-from attention import Cache
+from attention import Cache, merge_heads, split_heads
 from extras.shaw import ShawAttention
-from model import TransformerConfig
+from model import LanguageModel, TransformerConfig
+from toolbox.inside import watch
+from toolbox.training import simplified
+from train_seq2seq import Config
 
 
 def by_pairs(m, x, allowed):
@@ -51,3 +54,23 @@ def test_tokens_in_a_cache_keep_their_distances():
 def test_relational_heads_beside_it_are_refused():
     with pytest.raises(ValueError, match="position=shaw is for sensory heads, and n_ra=4: give --n_ra=0"):
         TransformerConfig(position="shaw")
+
+
+@torch.no_grad()
+def test_the_recorded_attention_weights_rebuild_the_output():
+    torch.manual_seed(0)
+    model = randomise(LanguageModel(TransformerConfig(vocab_size=9, d_model=16, n_layers=1, n_heads=2, n_ra=0,
+                                                      position="shaw", max_distance=3)))
+    inputs, m = [], model.stack.blocks[0].attention.sensory
+    m.a_V.zero_()                                                      # then z_i = sum_j alpha_ij v_j
+    m.register_forward_pre_hook(lambda m, args: inputs.append(args[0]))
+    with watch(model) as (layer,):
+        model(torch.randint(9, (1, 6)))
+    v = split_heads(m.W_v(inputs[0]), 2)
+    assert m.max_distance == 3
+    torch.testing.assert_close(merge_heads(layer.alpha @ v), layer.heads, rtol=0, atol=1e-12)
+
+
+def test_max_distance_belongs_to_the_model_and_without_shaw_to_relative_symbols():
+    assert simplified(Config(n_ra=0, position="shaw", max_distance=5)).max_distance == 5
+    assert simplified(Config(n_ra=0, position="rope", max_distance=5)).max_distance is None

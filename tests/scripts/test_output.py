@@ -135,7 +135,7 @@ def test_output_that_cannot_fail_shows_what_the_console_can_and_is_restored(monk
 # ---- notebooks and matplotlib's settings -----------------------------------------------------------------------------
 
 SCRIPTS = ["train_vit", "data.images.glyphs", "data.relational_games", "extras.bench"]
-IN_TURN = """import os, runpy, sys, torch                             # torch is imported once, matplotlib by each script
+IN_TURN = """import os, runpy, sys, torch                          # torch is imported once, matplotlib by each script
 for script in sys.argv[1:]:
     if os.fork() == 0:
         sys.argv = [script, "-h"]

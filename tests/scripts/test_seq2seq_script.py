@@ -266,6 +266,7 @@ def test_the_baselines_are_the_papers_transformer_and_one_with_rotary_positions(
     assert runs_of("--n_ra_decoder=4,0") == [(4, 4, "sinusoidal"), paper, rope, (4, 0, "sinusoidal")]
     assert runs_of("--position=rope") == [(4, None, "rope"), rope]
     assert runs_of("--rope_baseline=False") == [(4, None, "sinusoidal"), paper]
+    assert runs_of("--n_ra=0", "--d_model=24") == [paper]             # no rotary positions are wanted, which 3 forbids
     assert runs_of("--n_ra=0") == [paper] and runs_of("--baseline=False") == [(4, None, "sinusoidal")]
 
 

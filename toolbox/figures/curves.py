@@ -65,13 +65,14 @@ def published_accuracies(run):
     CIFAR if augmentation and number of parameters are the published ones: there the end of the training alone is known.
     """
     o, facts = run["options"], run["facts"]
+    data = facts.get("data")
     heads = {"n_sa": str(o["n_heads"] - o["n_ra"]), "n_ra": str(o["n_ra"])}
-    if (facts.get("classes"), o.get("d_model"), o.get("n_layers"), o.get("patch_size")) == (1000, 1024, 24, 16):
+    if data == "imagenet" and (facts.get("classes"), o.get("d_model"), o.get("n_layers"), o.get("patch_size")) == (1000, 1024, 24, 16):
         rows = [row for row in read_csv(PAPER / "imagenet.csv") if heads.items() <= row.items()]
         curves = {split: [((int(row["epoch"]) + 1) * IMAGENET, float(row["accuracy"])) for row in rows
                           if row["split"] == split] for split in ("train", "val")}
         return {f"{split}_accuracy": tuple(zip(*curve)) for split, curve in curves.items() if curve}
-    model = {**heads, "data": facts["data"], "parameters": str(run["n_parameters"]), "augmentation": "CutMix"}
+    model = {**heads, "data": data, "parameters": str(run["n_parameters"]), "augmentation": "CutMix"}
     rows = [row for row in read_csv(PAPER / "cifar.csv") if model.items() <= row.items() and o.get("cutmix") == 1]
     return {"val_accuracy": ((CIFAR,), (float(row["accuracy"]),)) for row in rows}
 

@@ -189,15 +189,17 @@ def difference(groups, label, key, sprites):
         if one.low is None:
             texts[other] = f"{one.mean:+.3f} ({one.n} seed{'s' * (one.n > 1)})"
         else:
-            verdict = ": no difference" if one.low <= 0 <= one.high else ""
-            texts[other] = f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]{verdict}"
+            texts[other] = f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" + ": no difference" * one.within_noise
     if len(texts) == 1:
         return next(iter(texts.values()))
     return "; ".join(f"to {other}: {text}" for other, text in texts.items())
 
 
 def against_published(groups, sprites):
-    """Markdown: where our mean and the published one differ by more than both 95% intervals together."""
+    """Markdown: where our mean and the published one differ by more than both 95% intervals together.
+
+    Of the models that have the published ones' name alone, such as DAT 0+2; '' if there are none.
+    """
     compared, apart = 0, []
     for task in sorted({task for group in groups.values() for task, _ in group}, key=task_order):
         for label, curve in published(task, sprites).items():
@@ -205,15 +207,18 @@ def against_published(groups, sprites):
                 ours = list(accuracies(groups.get(label, {}).get((task, size), {}), sprites).values())
                 if len(ours) < FEWEST:
                     continue
-                compared, difference = compared + 1, np.mean(ours) - theirs
-                if abs(difference) > half_interval(ours) + half:
+                compared, distance = compared + 1, np.mean(ours) - theirs
+                if abs(distance) > half_interval(ours) + half:
                     apart.append(f"| {task} | {size} | {label} | {mean_text(ours, 3)} | {theirs:.3f} ± {half:.3f} | "
-                                 f"{difference:+.3f} |")
+                                 f"{distance:+.3f} |")
     if not compared:
         return ""
-    return "\n".join([f"Of {compared} points with three seeds or more, {len(apart)} differ from the published mean by "
-                      f"more than both intervals together:", "",
-                      "| task | images | model | ours | published | ours minus published |", "|---" * 6 + "|", *apart])
+    text = (f"Of {compared} points with three seeds or more, {len(apart)} differ from the published mean by more than both "
+            f"intervals together")
+    if not apart:
+        return f"{text}."
+    return "\n".join([f"{text}:", "", "| task | images | model | ours | published | ours minus published |",
+                      "|---" * 6 + "|", *apart])
 
 
 def redraw(rows, out_dir, paper):

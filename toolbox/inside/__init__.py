@@ -98,7 +98,8 @@ def note(layer, layers, m, args, kwargs, output):
     else:                                              # sensory heads, cross-attention, relational cross-attention
         rope = kwargs.get("rope")
         q, k = split_heads(m.W_q(x), m.n_heads, rope), split_heads(m.W_k(y), m.n_kv_heads, rope)
-        layer.alpha = attention_weights(q, k, causal=kwargs.get("causal", False), mask=kwargs.get("mask"))
+        weights = getattr(m, "weights", attention_weights)             # extras/shaw.py has its own
+        layer.alpha = weights(q, k, causal=kwargs.get("causal", False), mask=kwargs.get("mask"))
 
 
 @torch.no_grad()
