@@ -130,6 +130,7 @@ def draw(groups, sprites, paper=False):
         ax.xaxis.set_major_locator(MaxNLocator(3 if len(tasks) > 2 else 6, steps=(1, 2, 5, 10)))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes[0, 0].set_ylabel(f"test accuracy, {sprites}")
+    axes[0, 0].set_ylim(bottom=max(0.4, axes[0, 0].get_ylim()[0]))    # of wide bands the part below guessing is cut off
     drawing.legend_below(fig)
     return fig
 
