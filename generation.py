@@ -74,7 +74,8 @@ def pad_left(prompts, value=0):
         raise ValueError("no prompts to pad: give at least one list of tokens, as pad_left([[1, 2, 3]])")
     T = max(map(len, prompts))
     rows = [[value] * (T - len(prompt)) + list(prompt) for prompt in prompts]
-    return torch.tensor(rows, dtype=torch.long), torch.tensor([[t >= T - len(prompt) for t in range(T)] for prompt in prompts])
+    mask = [[t >= T - len(prompt) for t in range(T)] for prompt in prompts]
+    return torch.tensor(rows, dtype=torch.long), torch.tensor(mask, dtype=torch.bool)
 
 
 @contextmanager

@@ -5,8 +5,9 @@
     python train_seq2seq.py --n_ra_decoder=4,0                 relational heads everywhere, or in the encoder only
     python train_seq2seq.py --preset=config2                   the paper's data (a 2.3 GB archive is read) and training
 
-A DAT has two baselines: the paper's Transformer, with sinusoidal positions, and one with rotary positions. The DAT is
-better than the first and not than the second, so its gain is no evidence for relations (results/mathematics).
+A DAT has two baselines: the paper's Transformer, with sinusoidal positions, and one with rotary positions. Over
+three seeds the DAT is better than the first and cannot be told apart from the second, so its gain is no evidence for
+relations (results/mathematics).
 
 Accuracy is measured in two ways: the share of an answer's characters that are right given the true ones before them
 (the paper's), and the share of answers that are right as a whole when the model generates them (the benchmark's).

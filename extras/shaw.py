@@ -3,9 +3,9 @@
     e_ij = <q_i, k_j + a^K_{j-i}> / sqrt(d_h)      alpha_i = softmax(e_i)      z_i = sum_j alpha_ij (v_j + a^V_{j-i})
 
 Each offset j - i has one learned vector beside the keys and one beside the values, shared by all heads of a layer (as
-their Section 3.1 allows); offsets beyond max_distance share the last one (Section 3.2). So the message says how far away
-its sender is, as a relative symbol does (`symbols.PositionRelativeSymbols`), and no relation is computed. Attention to
-another sequence has no such offsets and stays as it is. `--position=shaw --n_ra=0`.
+their Section 3.1 allows); offsets beyond max_distance share the last one (Section 3.2). So the message says how far
+away its sender is, as a relative symbol does (`symbols.PositionRelativeSymbols`), and no relation is computed.
+Attention to another sequence has no such offsets and stays as it is. `--position=shaw --n_ra=0`.
 """
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from attention import Attention, attention_mask, merge_heads, repeat_heads, spli
 
 
 class ShawAttention(Attention):
-    """As attention.Attention, without a context; max_distance: 16 in their experiments. alpha is written out: memory T x S."""
+    """As attention.Attention, without a context. alpha is written out: memory T x S. max_distance: theirs was 16."""
 
     def __init__(self, d_model, n_heads, *, max_distance=16, **options):
         super().__init__(d_model, n_heads, **options)

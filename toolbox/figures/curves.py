@@ -67,7 +67,8 @@ def published_accuracies(run):
     o, facts = run["options"], run["facts"]
     data = facts.get("data")
     heads = {"n_sa": str(o["n_heads"] - o["n_ra"]), "n_ra": str(o["n_ra"])}
-    if data == "imagenet" and (facts.get("classes"), o.get("d_model"), o.get("n_layers"), o.get("patch_size")) == (1000, 1024, 24, 16):
+    shape = (facts.get("classes"), o.get("d_model"), o.get("n_layers"), o.get("patch_size"))
+    if data == "imagenet" and shape == (1000, 1024, 24, 16):
         rows = [row for row in read_csv(PAPER / "imagenet.csv") if heads.items() <= row.items()]
         curves = {split: [((int(row["epoch"]) + 1) * IMAGENET, float(row["accuracy"])) for row in rows
                           if row["split"] == split] for split in ("train", "val")}

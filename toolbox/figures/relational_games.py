@@ -214,8 +214,8 @@ def against_published(groups, sprites):
                                  f"{distance:+.3f} |")
     if not compared:
         return ""
-    text = (f"Of {compared} points with three seeds or more, {len(apart)} differ from the published mean by more than both "
-            f"intervals together")
+    text = (f"Of {compared} points with three seeds or more, {len(apart)} differ from the published mean by more than "
+            f"both intervals together")
     if not apart:
         return f"{text}."
     return "\n".join([f"{text}:", "", "| task | images | model | ours | published | ours minus published |",
