@@ -24,17 +24,18 @@ def sinusoids(positions, d_model):
 
 
 def rope_table(positions, d_h, base=10000.0):
-    """Rotary positions (Su et al., 2021): positions (..., T) -> cosines and sines, (..., T, 1, d_h/2) each, float32."""
+    """Rotary positions (Su et al., 2021): positions (..., T) -> (cos, cos) and (-sin, sin), (..., T, 1, d_h), float32."""
     frequency = base ** (-torch.arange(0, d_h, 2, device=positions.device).float() / d_h)      # one for each plane
     angle = positions[..., None, None] * frequency                     # (..., T, 1, d_h/2)
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def rotate(x, rope):
     """Rotates each head of x (B, T, H, d_h) by the angle of its position; features m and m + d_h/2 span plane m."""
-    cos, sin = rope
+    cos, sin = rope                                                    # (T, 1, d_h), sines with the signs of a rotation
     a, b = x.chunk(2, dim=-1)                                          # (B, T, H, d_h/2) each
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).type_as(x)
+    return (x * cos + torch.cat([b, a], -1) * sin).type_as(x)          # a cos - b sin, b cos + a sin
 
 
 def split_heads(x, n_heads, rope=None):

@@ -119,27 +119,39 @@ class RelationalAttention(nn.Module):
         """
         (B, G, S, d_h), R, p = k.shape, self.n_relations, self.rel_proj_dim
         dropout = self.dropout if self.training else 0.0
-        q_rel, k_rel = (merge_heads(x)[:, None] for x in (q_rel * p ** -0.5, k_rel))           # (B, 1, T or S, R p)
+        q_rel, k_rel = merge_heads(q_rel * p ** -0.5)[None], merge_heads(k_rel)    # (1, B, T, R p), (B, S, R p)
 
         if are_relative(s) and s.row is not None:
             alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), dropout).type_as(q)   # (B, H, T, S)
             o = sum_symbols(alpha, s).permute(1, 2, 0, 3)                          # (H, T, B, d_h): its order in memory
-            k_sums = (alpha.flatten(1, 2) @ k_rel.squeeze(1)).unflatten(1, alpha.shape[1:3])   # (B, H, T, R p)
-            products = q_rel.unflatten(-1, (R, p)) * k_sums.unflatten(-1, (R, p))  # first unflattened: one copy less
-            # dtype: or autocast would sum to float32, and the product with W_r would cast it back
-            m = products.permute(1, 2, 0, 3, 4).sum(-1, dtype=o.dtype)             # (H, T, B, R): sum_j alpha_ij r_ij
-            a = torch.baddbmm(o.flatten(1, 2), m.flatten(1, 2), self.W_r)          # o + m W_r, in one operation
-            return a.view_as(o).permute(2, 0, 1, 3)
+            k_sums = (alpha.flatten(1, 2) @ k_rel).unflatten(1, alpha.shape[1:3]).permute(1, 2, 0, 3)
+            return self.add_relations(o, q_rel.transpose(1, 2), k_sums).permute(2, 0, 1, 3)
 
-        attend_to = partial(attend, causal=causal, mask=mask, dropout=dropout, scale=d_h ** -0.5)
-        o = (sum_symbols_in_blocks(q, k, s, causal, mask, dropout) if are_relative(s)
-             else attend_to(q, k, s.expand(B, G, S, d_h)))                         # sum_j alpha_ij s_j W_s
-        # Fused kernels take up to 256 features, as many in q and k as in the values: slices, filled up by zeros.
-        wide_q, wide_k = (widen(x, max(d_h, min(R * p, 256))) for x in (q, k))
-        products = torch.cat([a * attend_to(wide_q, wide_k, b.expand(B, G, S, -1))
-                              for a, b in zip(q_rel.split(256, -1), k_rel.split(256, -1))], -1)        # (B, H, T, R p)
-        m = products.unflatten(-1, (R, p)).sum(-1, dtype=o.dtype)                  # (B, H, T, R): sum_j alpha_ij r_ij
-        return m @ self.W_r + o
+        v = k_rel.unsqueeze(2).expand(-1, -1, G, -1)                               # (B, S, G, R p)
+        if not are_relative(s):
+            v = torch.cat([s.expand(B, G, S, d_h).transpose(1, 2), v], -1)         # (B, S, G, d_h + R p)
+        # Kernels want values as narrow as q. So d_h features at a time are the values of one more head, which selects
+        # with the same q and k: each of the H heads becomes n.
+        n = -(-v.size(-1) // d_h)
+        v = split_heads(widen(v, n * d_h).flatten(2), G * n)                       # (B, G n, S, d_h)
+
+        def n_times(x):                                                            # heads in the order (G, n, H / G)
+            return x.unflatten(1, (G, -1)).repeat_interleave(n, 1).flatten(1, 2)
+        masks = n_times(mask) if mask is not None and mask.dim() == 4 and mask.size(1) > 1 else mask
+        sums = attend(n_times(q), n_times(k), v, causal=causal, mask=masks, dropout=dropout)           # (B, H n, T, d_h)
+        sums = sums.unflatten(1, (G, n, -1)).permute(1, 3, 0, 4, 2, 5).flatten(4).flatten(0, 1)        # (H, B, T, n d_h)
+        if are_relative(s):
+            o, k_sums = sum_symbols_in_blocks(q, k, s, causal, mask, dropout).transpose(0, 1), sums[..., :R * p]
+        else:
+            o, k_sums, *_ = sums.split([w for w in (d_h, R * p, n * d_h - d_h - R * p) if w], -1)
+        return self.add_relations(o, q_rel, k_sums).transpose(0, 1)
+
+    def add_relations(self, o, q_rel, k_sums):
+        """o_i + m_i W_r, m_i[l] = < q_rel_i[l], sum_j alpha_ij k_rel_j[l] >, for (H, B, T, .) or (H, T, B, .)."""
+        width = (self.n_relations, self.rel_proj_dim)
+        # dtype: or autocast would sum to float32, and the product with W_r would cast it back
+        m = (q_rel.unflatten(-1, width) * k_sums.unflatten(-1, width)).sum(-1, dtype=o.dtype)          # (H, B, T, R)
+        return torch.baddbmm(o.flatten(1, 2), m.flatten(1, 2), self.W_r).view_as(o)
 
     def blocked(self, q, k, q_rel, k_rel, s, *, causal, mask):
         """The same a, one block of queries at a time, so that no n x n tensor is stored: see extras/blocked.py."""

@@ -74,10 +74,11 @@ def rotated(vector, position):
 
 
 def exact_rope(n, d_h):
-    """The table of positions 0 ... n - 1 that `rope_table` computes in float32, here in float64: 2 x (n, 1, d_h/2)."""
+    """The table of positions 0 ... n - 1 that `rope_table` computes in float32, here in float64: 2 x (n, 1, d_h)."""
     angle = torch.tensor([[position * 10000.0 ** (-2 * c / d_h) for c in range(d_h // 2)] for position in range(n)],
                          dtype=torch.float64)[:, None]
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def exact_sinusoids(n, d_model):
