@@ -24,7 +24,7 @@ def sinusoids(positions, d_model):
 
 
 def rope_table(positions, d_h, base=10000.0):
-    """Rotary positions (Su et al., 2021): positions (..., T) -> (cos, cos) and (-sin, sin), (..., T, 1, d_h), float32."""
+    """Rotary positions (Su et al., 2021): positions (..., T) -> (cos, cos), (-sin, sin): (..., T, 1, d_h), float32."""
     frequency = base ** (-torch.arange(0, d_h, 2, device=positions.device).float() / d_h)      # one for each plane
     angle = positions[..., None, None] * frequency                     # (..., T, 1, d_h/2)
     cos, sin = angle.cos(), angle.sin()
@@ -115,6 +115,24 @@ def attend(q, k, v, *, causal=False, mask=None, dropout=0.0, scale=None):
         masks = dict(attn_mask=attention_mask(q, k, causal, mask))
     return F.scaled_dot_product_attention(*(widen(x, width) for x in (q, k, v)), dropout_p=dropout, scale=scale,
                                           enable_gqa=bool(q.size(1) != k.size(1)), **masks)[..., :v.size(-1)]
+
+
+def attend_to_wide(q, k, v, *, causal, mask, dropout):
+    """sum_j alpha_ij v_j for values of any width: v (B, S, G, width) -> (H, B, T, width).
+
+    Fused kernels want values as narrow as q. So d_h features of v at a time are the values of one more head, which
+    selects with the same q and k: each head becomes n heads, in the order (G, n, H / G).
+    """
+    (B, G, S, d_h), width = k.shape, v.size(-1)
+    n = -(-width // d_h)                                               # rounded up
+    v = split_heads(widen(v, n * d_h).flatten(2), G * n)               # (B, G n, S, d_h)
+
+    def n_times(x):                                                    # (B, H, ...) -> (B, H n, ...)
+        return x.unflatten(1, (G, -1)).repeat_interleave(n, 1).flatten(1, 2)
+    if mask is not None and mask.dim() == 4 and mask.size(1) > 1:      # a mask for each head
+        mask = n_times(mask)
+    sums = attend(n_times(q), n_times(k), v, causal=causal, mask=mask, dropout=dropout)    # (B, H n, T, d_h)
+    return sums.unflatten(1, (G, n, -1)).permute(1, 3, 0, 4, 2, 5).flatten(4).flatten(0, 1)[..., :width]
 
 
 def widen(x, width):

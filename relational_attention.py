@@ -14,14 +14,12 @@ paper: divides by neither square root; here: by both, as in the authors' code, o
 `RelationalAttention.literal` is this equation. Two other forms compute the same sum without a tensor of n x n
 relations; `choose_form` says which one is used. Shapes as in attention.py; R relations of width p = rel_proj_dim.
 """
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attention import (Attention, attend, attention_mask, attention_weights, beyond, head_width, merge_heads,
-                       split_heads, widen)
+from attention import (Attention, attend, attend_to_wide, attention_mask, attention_weights, beyond, head_width,
+                       merge_heads, split_heads)
 from extras.blocked import attend_in_blocks
 from symbols import are_relative, project_symbols, sum_symbols
 
@@ -111,11 +109,12 @@ class RelationalAttention(nn.Module):
 
             sum_j alpha_ij <q_rel_i[l], k_rel_j[l]>   =   < q_rel_i[l],  sum_j alpha_ij k_rel_j[l] >
 
-        So relational attention is ordinary attention whose values are the relation keys k_rel_j and symbols s_j W_s,
+        So relational attention is ordinary attention whose values are the symbols s_j W_s and relation keys k_rel_j,
         followed by a product with the receiver's relation queries. With fused kernels memory is linear in n (but a mask
         together with causal is a T x S tensor). Relative symbols are not values of j alone: up to 512^2 scores alpha is
         written out for them, beyond that they are summed in query blocks.
-        Otherwise each kernel draws its own dropout mask: the same mean as the other forms, not the same distribution.
+        Otherwise each piece of the values draws its own dropout mask: the same mean as in the other forms, not the same
+        distribution.
         """
         (B, G, S, d_h), R, p = k.shape, self.n_relations, self.rel_proj_dim
         dropout = self.dropout if self.training else 0.0
@@ -127,23 +126,12 @@ class RelationalAttention(nn.Module):
             k_sums = (alpha.flatten(1, 2) @ k_rel).unflatten(1, alpha.shape[1:3]).permute(1, 2, 0, 3)
             return self.add_relations(o, q_rel.transpose(1, 2), k_sums).permute(2, 0, 1, 3)
 
-        v = k_rel.unsqueeze(2).expand(-1, -1, G, -1)                               # (B, S, G, R p)
-        if not are_relative(s):
-            v = torch.cat([s.expand(B, G, S, d_h).transpose(1, 2), v], -1)         # (B, S, G, d_h + R p)
-        # Kernels want values as narrow as q. So d_h features at a time are the values of one more head, which selects
-        # with the same q and k: each of the H heads becomes n.
-        n = -(-v.size(-1) // d_h)
-        v = split_heads(widen(v, n * d_h).flatten(2), G * n)                       # (B, G n, S, d_h)
-
-        def n_times(x):                                                            # heads in the order (G, n, H / G)
-            return x.unflatten(1, (G, -1)).repeat_interleave(n, 1).flatten(1, 2)
-        masks = n_times(mask) if mask is not None and mask.dim() == 4 and mask.size(1) > 1 else mask
-        sums = attend(n_times(q), n_times(k), v, causal=causal, mask=masks, dropout=dropout)           # (B, H n, T, d_h)
-        sums = sums.unflatten(1, (G, n, -1)).permute(1, 3, 0, 4, 2, 5).flatten(4).flatten(0, 1)        # (H, B, T, n d_h)
+        v, options = k_rel[:, :, None].expand(-1, -1, G, -1), dict(causal=causal, mask=mask, dropout=dropout)
         if are_relative(s):
-            o, k_sums = sum_symbols_in_blocks(q, k, s, causal, mask, dropout).transpose(0, 1), sums[..., :R * p]
+            o, k_sums = sum_symbols_in_blocks(q, k, s, **options).transpose(0, 1), attend_to_wide(q, k, v, **options)
         else:
-            o, k_sums, *_ = sums.split([w for w in (d_h, R * p, n * d_h - d_h - R * p) if w], -1)
+            v = torch.cat([s.expand(B, G, S, d_h).transpose(1, 2), v], -1)         # (B, S, G, d_h + R p)
+            o, k_sums = attend_to_wide(q, k, v, **options).split((d_h, R * p), -1)   # (H, B, T, d_h), (H, B, T, R p)
         return self.add_relations(o, q_rel, k_sums).transpose(0, 1)
 
     def add_relations(self, o, q_rel, k_sums):
@@ -190,14 +178,14 @@ class RelationalCrossAttention(Attention):
         if not are_relative(s):
             a = attend(q, k, s.expand(k.shape), causal=causal, mask=mask, dropout=dropout)
         elif s.row is None:                                                        # these depend on i, too
-            a = sum_symbols_in_blocks(q, k, s, causal, mask, dropout)
+            a = sum_symbols_in_blocks(q, k, s, causal=causal, mask=mask, dropout=dropout)
         else:
             alpha = attention_weights(q, k, causal=causal, mask=mask)              # (B, H, T, S)
             a = sum_symbols(F.dropout(alpha, dropout), s)
         return self.W_o(merge_heads(a))                                            # (B, T, H d_h)
 
 
-def sum_symbols_in_blocks(q, k, s, causal, mask, dropout):
+def sum_symbols_in_blocks(q, k, s, *, causal, mask, dropout):
     """sum_j alpha_ij s_{j-i} W_s for long sequences, s by offset -> (B, H, T, d_h); see extras/blocked.py."""
     none = (x[:, :0].detach() for x in (q, k))                         # no relations
     o, _ = attend_in_blocks(q, k, s.table, *none, causal=causal, mask=attention_mask(q, k, False, mask),

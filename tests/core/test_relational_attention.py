@@ -92,7 +92,7 @@ def test_the_literal_form_is_eq_3(seed):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_the_fast_and_blocked_forms_equal_the_literal_form(seed):
-    """The same, with R p from 8 to 1,024: the fast form cuts the relation keys into slices of at most 256 features."""
+    """The same, with R p from 8 to 1,024: the fast form cuts its values into pieces as wide as a head."""
     m, symbols, x, causal, mask, rope = random_setting(
         seed, T=19, relations=[(2, 4), (5, 7), (4, 64), (7, 40), (3, 100), (64, 16), (1, 300), (1, 1024)])
     table, results = exact_rope(19, m.W_r.size(-1)) if rope else None, {}
