@@ -24,7 +24,7 @@ def sinusoids(positions, d_model):
 
 
 def rope_table(positions, d_h, base=10000.0):
-    """Rotary positions (Su et al., 2021): positions (..., T) -> (cos, cos), (-sin, sin): (..., T, 1, d_h), float32."""
+    """Rotary positions (Su et al., 2021): positions (..., T) -> the factors in `rotate`, (..., T, 1, d_h), float32."""
     frequency = base ** (-torch.arange(0, d_h, 2, device=positions.device).float() / d_h)      # one for each plane
     angle = positions[..., None, None] * frequency                     # (..., T, 1, d_h/2)
     cos, sin = angle.cos(), angle.sin()
@@ -32,10 +32,13 @@ def rope_table(positions, d_h, base=10000.0):
 
 
 def rotate(x, rope):
-    """Rotates each head of x (B, T, H, d_h) by the angle of its position; features m and m + d_h/2 span plane m."""
-    cos, sin = rope                                                    # (T, 1, d_h), sines with the signs of a rotation
+    """Rotates each head of x (B, T, H, d_h) by the angle of its position, in planes of features m and m + d_h/2:
+
+        (a cos - b sin, b cos + a sin)  =  (a, b) * (cos, cos) + (b, a) * (-sin, sin)
+    """
+    cos, sin = rope                                                    # (cos, cos), (-sin, sin): (T, 1, d_h) each
     a, b = x.chunk(2, dim=-1)                                          # (B, T, H, d_h/2) each
-    return (x * cos + torch.cat([b, a], -1) * sin).type_as(x)          # a cos - b sin, b cos + a sin
+    return (x * cos + torch.cat([b, a], -1) * sin).type_as(x)
 
 
 def split_heads(x, n_heads, rope=None):
@@ -101,43 +104,36 @@ def attention_weights(q, k, *, causal=False, mask=None):
     return alpha if mask is None else alpha.masked_fill(~allowed, 0.0) # causal alone leaves no row fully masked
 
 
-def attend(q, k, v, *, causal=False, mask=None, dropout=0.0, scale=None):
-    """sum_j alpha_ij v_j: (B, H, T, width of v), by PyTorch's kernels, of which the fused ones never store alpha.
-
-    scale: of the scores; default 1 / sqrt(width of q).
-    """
-    scale, width = scale or q.size(-1) ** -0.5, q.size(-1)
-    if v.size(-1) != width:
-        width = -(-max(width, v.size(-1)) // 8) * 8                    # kernels want multiples of 8
+def attend(q, k, v, *, causal=False, mask=None, dropout=0.0):
+    """sum_j alpha_ij v_j: (B, H, T, d_h), by PyTorch's kernels, of which the fused ones never store alpha."""
     if causal and mask is None and q.size(-2) == k.size(-2):           # the kernel applies the causal mask itself
         masks = dict(is_causal=True)
     else:
         masks = dict(attn_mask=attention_mask(q, k, causal, mask))
-    return F.scaled_dot_product_attention(*(widen(x, width) for x in (q, k, v)), dropout_p=dropout, scale=scale,
-                                          enable_gqa=bool(q.size(1) != k.size(1)), **masks)[..., :v.size(-1)]
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, enable_gqa=bool(q.size(1) != k.size(1)), **masks)
 
 
 def attend_to_wide(q, k, v, *, causal, mask, dropout):
     """sum_j alpha_ij v_j for values of any width: v (B, S, G, width) -> (H, B, T, width).
 
-    Fused kernels want values as narrow as q. So d_h features of v at a time are the values of one more head, which
-    selects with the same q and k: each head becomes n heads, in the order (G, n, H / G).
+    Fused kernels want values as narrow as q and k. So v is cut into n pieces of d_h features. Each head becomes n heads
+    with the same q and k, one for each piece; all of them, in the order (G, n, H / G), are one call.
     """
     (B, G, S, d_h), width = k.shape, v.size(-1)
-    n = -(-width // d_h)                                               # rounded up
-    v = split_heads(widen(v, n * d_h).flatten(2), G * n)               # (B, G n, S, d_h)
+    n = -(-width // d_h)                                               # width / d_h, rounded up
+    if width < n * d_h:
+        v = F.pad(v, (0, n * d_h - width))                             # zeros, cut off again in the last line
+    v = split_heads(v.flatten(2), G * n)                               # (B, G n, S, d_h)
 
-    def n_times(x):                                                    # (B, H, ...) -> (B, H n, ...)
+    def n_times(x):                                                    # (B, G H/G, ...) -> (B, G n H/G, ...)
         return x.unflatten(1, (G, -1)).repeat_interleave(n, 1).flatten(1, 2)
-    if mask is not None and mask.dim() == 4 and mask.size(1) > 1:      # a mask for each head
+
+    mask = attention_mask(q, k, False, mask)                           # four dimensions, or None
+    if mask is not None and mask.size(1) > 1:                          # a mask for each head
         mask = n_times(mask)
-    sums = attend(n_times(q), n_times(k), v, causal=causal, mask=mask, dropout=dropout)    # (B, H n, T, d_h)
-    return sums.unflatten(1, (G, n, -1)).permute(1, 3, 0, 4, 2, 5).flatten(4).flatten(0, 1)[..., :width]
-
-
-def widen(x, width):
-    """Zeros as further features of x, which change no product: fused kernels need q, k and v of one width."""
-    return x if x.size(-1) == width else F.pad(x, (0, width - x.size(-1)))
+    sums = attend(n_times(q), n_times(k), v, causal=causal, mask=mask, dropout=dropout)    # (B, G n H/G, T, d_h)
+    sums = sums.unflatten(1, (G, n, -1)).permute(1, 3, 0, 4, 2, 5)     # (G, H/G, B, T, n, d_h)
+    return sums.flatten(4).flatten(0, 1)[..., :width]
 
 
 def as_in_autocast(x):

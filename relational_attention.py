@@ -111,10 +111,13 @@ class RelationalAttention(nn.Module):
 
         So relational attention is ordinary attention whose values are the symbols s_j W_s and relation keys k_rel_j,
         followed by a product with the receiver's relation queries. With fused kernels memory is linear in n (but a mask
-        together with causal is a T x S tensor). Relative symbols are not values of j alone: up to 512^2 scores alpha is
-        written out for them, beyond that they are summed in query blocks.
-        Otherwise each piece of the values draws its own dropout mask: the same mean as in the other forms, not the same
-        distribution.
+        together with causal is a T x S tensor).
+
+        Relative symbols depend on i, too, so they cannot be values. Up to 512^2 scores alpha is written out for them,
+        beyond that they are summed in query blocks.
+
+        Dropout: unless alpha is written out, each piece of the values (see attend_to_wide) draws its own dropout mask:
+        the same mean as in the other forms, not the same distribution.
         """
         (B, G, S, d_h), R, p = k.shape, self.n_relations, self.rel_proj_dim
         dropout = self.dropout if self.training else 0.0
@@ -122,23 +125,29 @@ class RelationalAttention(nn.Module):
 
         if are_relative(s) and s.row is not None:
             alpha = F.dropout(attention_weights(q, k, causal=causal, mask=mask), dropout).type_as(q)   # (B, H, T, S)
-            o = sum_symbols(alpha, s).permute(1, 2, 0, 3)                          # (H, T, B, d_h): its order in memory
-            k_sums = (alpha.flatten(1, 2) @ k_rel).unflatten(1, alpha.shape[1:3]).permute(1, 2, 0, 3)
-            return self.add_relations(o, q_rel.transpose(1, 2), k_sums).permute(2, 0, 1, 3)
+            o = sum_symbols(alpha, s).permute(1, 2, 0, 3)                          # (H, T, B, d_h), as it is in memory
+            k_sums = (alpha.flatten(1, 2) @ k_rel).unflatten(1, alpha.shape[1:3])  # (B, H, T, R p)
+            return self.add_relations(o, q_rel.transpose(1, 2), k_sums.permute(1, 2, 0, 3)).permute(2, 0, 1, 3)
 
-        v, options = k_rel[:, :, None].expand(-1, -1, G, -1), dict(causal=causal, mask=mask, dropout=dropout)
+        options = dict(causal=causal, mask=mask, dropout=dropout)
+        v = k_rel[:, :, None].expand(-1, -1, G, -1)                                # (B, S, G, R p), all heads the same
         if are_relative(s):
-            o, k_sums = sum_symbols_in_blocks(q, k, s, **options).transpose(0, 1), attend_to_wide(q, k, v, **options)
+            o = sum_symbols_in_blocks(q, k, s, **options).transpose(0, 1)          # (H, B, T, d_h)
+            k_sums = attend_to_wide(q, k, v, **options)                            # (H, B, T, R p)
         else:
             v = torch.cat([s.expand(B, G, S, d_h).transpose(1, 2), v], -1)         # (B, S, G, d_h + R p)
-            o, k_sums = attend_to_wide(q, k, v, **options).split((d_h, R * p), -1)   # (H, B, T, d_h), (H, B, T, R p)
+            o, k_sums = attend_to_wide(q, k, v, **options).split((d_h, R * p), -1)
         return self.add_relations(o, q_rel, k_sums).transpose(0, 1)
 
     def add_relations(self, o, q_rel, k_sums):
-        """o_i + m_i W_r, m_i[l] = < q_rel_i[l], sum_j alpha_ij k_rel_j[l] >, for (H, B, T, .) or (H, T, B, .)."""
-        width = (self.n_relations, self.rel_proj_dim)
+        """o_i + m_i W_r, where m_i[l] = sum_j alpha_ij r_ij[l] = < q_rel_i[l], sum_j alpha_ij k_rel_j[l] >.
+
+        o (H, B, T, d_h), q_rel (1, B, T, R p), k_sums (H, B, T, R p), or with T before B -> as o. The heads come first
+        because each has its own W_r: one batched product.
+        """
+        R_p = self.n_relations, self.rel_proj_dim
         # dtype: or autocast would sum to float32, and the product with W_r would cast it back
-        m = (q_rel.unflatten(-1, width) * k_sums.unflatten(-1, width)).sum(-1, dtype=o.dtype)          # (H, B, T, R)
+        m = (q_rel.unflatten(-1, R_p) * k_sums.unflatten(-1, R_p)).sum(-1, dtype=o.dtype)  # (H, B, T, R)
         return torch.baddbmm(o.flatten(1, 2), m.flatten(1, 2), self.W_r).view_as(o)
 
     def blocked(self, q, k, q_rel, k_rel, s, *, causal, mask):

@@ -15,8 +15,9 @@ from toolbox import training
 
 # These launch nothing: views, allocations, marks of the profiler, and a function of two dtypes.
 FREE = {"view", "_unsafe_view", "_reshape_alias", "transpose", "t", "permute", "expand", "slice", "select", "split",
-        "split_with_sizes", "unsqueeze", "squeeze", "detach", "alias", "as_strided", "unbind", "narrow", "empty", "empty_like", "new_empty",
-        "empty_strided", "promote_types", "_record_function_enter_new", "_record_function_exit"}
+        "split_with_sizes", "unsqueeze", "squeeze", "detach", "alias", "as_strided", "unbind", "narrow", "empty",
+        "empty_like", "new_empty", "empty_strided", "promote_types", "_record_function_enter_new",
+        "_record_function_exit"}
 
 
 class Operations(TorchDispatchMode):
