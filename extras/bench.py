@@ -1,6 +1,6 @@
 """What relational attention costs: time and memory compared with self-attention, in a training step, in generation.
 
-    python -m extras.bench                                       everything: 20 minutes on two cores, 3 on a GPU
+    python -m extras.bench                                       everything: 20 minutes on two cores, 2 on a GPU
     python -m extras.bench --part=attention --n=512,1024         one part
     python -m extras.bench --peer                                with the authors' package, dual-attention (pip install)
 
