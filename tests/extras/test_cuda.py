@@ -139,12 +139,12 @@ def test_generation_with_a_cache_gives_the_same_text():
     assert torch.equal(m.double().generate(idx, 30, temperature=0), m.generate(idx, 30, temperature=0, use_cache=False))
 
 
-COMPILED = [False, pytest.param(True, marks=pytest.mark.skipif(
-    not shutil.which("cc"), reason="torch.compile needs a C compiler"))]
+NEEDS_COMPILER = pytest.mark.skipif(not shutil.which("cc"), reason="torch.compile needs a C compiler")
+COMPILED = [False, pytest.param(True, marks=NEEDS_COMPILER)]
 
 
 @pytest.mark.parametrize("form, compiled", [("literal", False), ("fast", False), ("blocked", False),
-                                            pytest.param("fast", True, marks=COMPILED[1].marks)])
+                                            pytest.param("fast", True, marks=NEEDS_COMPILER)])
 def test_a_run_learns_in_bfloat16(tiny, only_run, form, compiled, monkeypatch):
     monkeypatch.setattr(RelationalAttention, "choose_form", lambda self, *shapes: getattr(self, form))
     train_lm.main([*tiny, f"--device={GPU}", f"--compile={compiled}", "--max_steps=40", "--eval_every=20",
