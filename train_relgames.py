@@ -143,8 +143,8 @@ ABLATION_SIZES = {"xoccurs": 2500, "match_pattern": 20000}             # the DAT
 # One part of the model at a time, from the DAT 0+2 of Figure 2: {factor: {variant: what it changes}}. Each factor's
 # first variant is what the others are compared with.
 FACTORS = {
-    "relations r (Figure 6)": {"symmetric": {}, "asymmetric": dict(symmetric=False)},
     # RCA is relational attention with W_r = 0; without symbols W_s = 0
+    "relations r (Figure 6)": {"symmetric": {}, "asymmetric": dict(symmetric=False), "none: RCA": dict(ra_type="rca")},
     "relations or none (Figure 12)": {"asymmetric r": dict(symmetric=False), "no r: RCA": dict(ra_type="rca")},
     "symbols s": {"positional": {}, "relative": dict(symbols="relative"), "symbolic": dict(symbols="symbolic"),
                   "none": dict(symbols="none")},
