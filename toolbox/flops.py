@@ -2,8 +2,8 @@
 
 Model FLOPs utilisation (Chowdhery et al., 2022, PaLM, Appendix B): the operations that the equations need for one
 token, times tokens per second, divided by the peak of the device. Counted are the operations of the equations, here
-Eq. 3 with its relations r_ij, not those that a form executes: blocks recomputed in the backward pass, or the wide
-values of `RelationalAttention.fast`, are additional work for the same tokens and must not raise the MFU.
+Eq. 3 with its relations r_ij, not those that a form executes: blocks recomputed in the backward pass, or the
+further heads of `RelationalAttention.fast`, are additional work for the same tokens and must not raise the MFU.
 
 Only matrix products count, 2 operations for each multiply-add. The backward pass needs two products for each product
 of the forward pass, for the gradients of its two factors: three times the forward pass in total. As in PaLM each token

@@ -120,12 +120,13 @@ def test_a_transformer_takes_6_operations_per_weight_and_12_L_T_d_for_attention(
 
 @pytest.mark.parametrize("options", [{}, dict(n_relations=4), dict(n_relations=8, rel_proj_dim=1)], ids=str)
 def test_the_additional_products_of_the_other_forms_do_not_count(options, plain_blocks, monkeypatch):
-    """Fast: scores a second time, and wide sums instead of relations. Blocked: scores and relations are recomputed."""
+    """Fast: each head once for each d_h of its values, no relations. Blocked: scores and relations are recomputed."""
     cfg = config(**options)
     d_h, n = cfg.d_model // cfg.n_heads, cfg.n_ra
     R = cfg.n_relations or n
     p = cfg.rel_proj_dim or n * d_h // R
-    fast = n * max(d_h, R * p) + n * R * p - (R * p + n * R)           # multiply-adds for each pair of tokens
+    pieces = -(-(d_h + R * p) // d_h)
+    fast = n * (pieces - 1) * 2 * d_h - (R * p + n * R)                # multiply-adds for each pair of tokens
     blocked = n * d_h + R * p
     for form, backward, additional in (("fast", False, fast), ("blocked", True, blocked)):
         monkeypatch.setattr(RelationalAttention, "choose_form", lambda self, *shapes: getattr(self, form))
