@@ -66,7 +66,7 @@ def train(cfg, run, corpus, device, dtype, stop_requested):
         torch.manual_seed(cfg.seed)
         model = make_model(cfg).to(device)
         optimizer = training.make_optimizer(model, cfg)
-        run.begin(model, optimizer, device)
+        run.begin(model, optimizer, device, flops.per_token(model.cfg))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"\n{run.folder}: {cfg.n_sa} sensory + {cfg.n_ra} relational heads, "
           f"{run.record['n_parameters']:,} parameters, {trained:,} of them trained")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data import relational_games as games
 from model import TransformerConfig, VisionTransformer, model_config
-from toolbox import figures, sweep, training
+from toolbox import figures, flops, sweep, training
 from toolbox.figures.runs import run_folders
 from toolbox.options import agreed, at_least, make_out_dir, one_line_errors, options, parse_options, start
 from toolbox.output import unfailing_output
@@ -93,7 +93,7 @@ def train(run, data, device, dtype):
     torch.manual_seed(cfg.seed)
     model = make_model(cfg).to(device)
     optimizer = training.make_optimizer(model, cfg)
-    run.begin(model, optimizer, device)
+    run.begin(model, optimizer, device, flops.per_image(model))
     forward = training.compiled(model, device, fixed_shapes=True) if cfg.compile else model
 
     for step in range(run.step + 1, cfg.max_steps + 1):

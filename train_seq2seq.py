@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from data import mathematics
 from data.mathematics import END, LONGEST_ANSWER, MODULES, PAD, START
 from model import Seq2SeqTransformer, TransformerConfig
-from toolbox import figures, training
+from toolbox import figures, flops, training
 from toolbox.checkpoints import load_checkpoint, load_initial
 from toolbox.options import agreed, at_least, one_line_errors, options, parse_options, start
 from toolbox.output import unfailing_output
@@ -86,7 +86,8 @@ def train(cfg, run, problems, val, device, dtype, stop_requested):
         torch.manual_seed(cfg.seed)
         model = make_model(cfg).to(device)
         optimizer = training.make_optimizer(model, cfg)
-        run.begin(model, optimizer, device)
+        S, T = ((table != PAD).sum(1).float().mean().item() for table in problems)         # mean lengths
+        run.begin(model, optimizer, device, flops.per_problem(model, S, T - 1))
     print(f"\n{run.folder}: {run.record['n_parameters']:,} parameters")
     forward = training.compiled(model, device, fixed_shapes=False) if cfg.compile else model
 

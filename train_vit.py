@@ -21,7 +21,7 @@ from data import images
 from data.images import augment
 from data.sort_of_clevr import QUESTION_BITS, SIZE, per_subtype
 from model import TransformerConfig, VisionTransformer, model_config
-from toolbox import figures, training
+from toolbox import figures, flops, training
 from toolbox.checkpoints import load_checkpoint, load_initial
 from toolbox.figures.predictions import draw_predictions
 from toolbox.inside.images import draw_memory
@@ -94,7 +94,7 @@ def train(cfg, run, data, device, dtype, stop_requested):
         torch.manual_seed(cfg.seed)
         model = make_model(cfg, data).to(device)
         optimizer = make_optimizer(model, cfg)
-        run.begin(model, optimizer, device)
+        run.begin(model, optimizer, device, flops.per_image(model))
     print(f"\n{run.folder}: {cfg.n_sa} sensory + {cfg.n_ra} relational heads, "
           f"{run.record['n_parameters']:,} parameters")
     forward = training.compiled(model, device, cfg.grad_accum == 1) if cfg.compile else model

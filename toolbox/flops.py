@@ -1,4 +1,4 @@
-"""How much arithmetic does training a language model need, and what share of a GPU's peak is that? (MFU)
+"""How much arithmetic does training a model need, and what share of a GPU's peak is that? (MFU)
 
 Model FLOPs utilisation (Chowdhery et al., 2022, PaLM, Appendix B): the operations that the equations need for one
 token, times tokens per second, divided by the peak of the device. Counted are the operations of the equations, here
@@ -7,9 +7,10 @@ further heads of `RelationalAttention.fast`, are additional work for the same to
 
 Only matrix products count, 2 operations for each multiply-add. The backward pass needs two products for each product
 of the forward pass, for the gradients of its two factors: three times the forward pass in total. As in PaLM each token
-attends to all T tokens, causal or not, and an embedding lookup is free. Multiply-adds of one token, T = max_len:
+attends to all T tokens, causal or not, and an embedding lookup is free. Multiply-adds of one token:
 
-    once         logits                           d V
+    once         logits of a language model       d V        (an image's: once for all of its tokens)
+                 a patch of c pixels and channels c d
     each layer   MLP: W_1, W_2 (W_3: swiglu)      2 d d_ff   (3 d d_ff)
       sensory    x W_q, x W_k, x W_v              d n d_h + 2 d G d_h           n = n_sa heads, G for keys and values
                  <q_i, k_j>, sum_j alpha_ij v_j   2 n T d_h                 twice that for position=shaw, with a^K, a^V
@@ -24,17 +25,40 @@ attends to all T tokens, causal or not, and an embedding lookup is free. Multipl
       workspace  Xi W_k, q k^T                    d S D + S M D                 S heads of width D, M slots
                  Xi Y^T, and what it reads        2 M d
                  (G Xi) W_v, and on the memory    0: once for a whole batch
+      decoder    cross-attention to S tokens      2 d^2 + 2 S d, and 2 d^2 for each of the S tokens
 
 Relational cross-attention has no relations: the same five and the symbols. share_qk saves weights, not work: both
-groups apply W_q, W_k, and both count. A frozen S_lib counts as if it had a gradient. Evaluation needs 2 M d of the
-workspace alone, since it only reads.
+groups apply W_q, W_k, and both count. A frozen S_lib and a question to an image count as if they had a gradient,
+symbols=none like positional ones. Evaluation needs 2 M d of the workspace alone, since it only reads.
 """
 import re
 
 
 def per_token(cfg):
-    """Floating-point operations of one token, forward and backward, for a TransformerConfig (see above)."""
-    d, T, d_h = cfg.d_model, cfg.max_len, cfg.d_model // cfg.n_heads
+    """Floating-point operations of one token of a LanguageModel, forward and backward, for its TransformerConfig."""
+    return 3 * 2 * (cfg.n_layers * block(cfg, cfg.max_len) + cfg.d_model * cfg.vocab_size)
+
+
+def per_image(model):
+    """The same of one image of a VisionTransformer."""
+    cfg, T, patches = model.cfg, model.cfg.max_len, model.cfg.max_len - (model.cls is not None)
+    once = model.head.weight.numel()
+    if model.question is not None:
+        patches, once = T - 1, once + model.question.weight.numel()
+    return 3 * 2 * (T * cfg.n_layers * block(cfg, T) + patches * model.embedding[1].weight.numel() + once)
+
+
+def per_problem(model, S, T):
+    """The same of one question of S tokens with an answer of T, of a Seq2SeqTransformer."""
+    cfg, decoder, d = model.cfg, model.decoder.cfg, model.cfg.d_model
+    cross = T * (2 * d ** 2 + 2 * S * d) + S * 2 * d ** 2
+    return 3 * 2 * (S * cfg.n_layers * block(cfg, S) + decoder.n_layers * (T * block(decoder, T) + cross)
+                    + T * d * cfg.vocab_size)
+
+
+def block(cfg, T):
+    """Multiply-adds of one token in one block that attends to T tokens, forward."""
+    d, d_h = cfg.d_model, cfg.d_model // cfg.n_heads
     swiglu = cfg.activation == "swiglu"
     d_ff = cfg.d_ff or (8 * d // 3 if swiglu else 4 * d)               # as in model.MLP
 
@@ -49,7 +73,7 @@ def per_token(cfg):
         layer += heads(cfg.n_sa)
     if cfg.n_ra:
         relative = cfg.symbols == "relative"
-        layer += heads(cfg.n_ra, min(2 * (cfg.max_distance or T) + 1, 2 * T - 1) if relative else T)
+        layer += heads(cfg.n_ra, min(2 * (cfg.max_distance or cfg.max_len) + 1, 2 * T - 1) if relative else T)
     if cfg.n_ra and cfg.ra_type == "ra":
         R = cfg.n_relations or cfg.n_ra
         p = cfg.rel_proj_dim or cfg.n_ra * d_h // R
@@ -60,7 +84,7 @@ def per_token(cfg):
     S, M, D = cfg.memory_heads, cfg.memory_slots, cfg.memory_width
     if M:
         layer += d * S * D + S * M * D + 2 * M * d
-    return 3 * 2 * (cfg.n_layers * layer + d * cfg.vocab_size)
+    return layer
 
 
 # Peak TFLOP/s, dense (data sheets often give twice as much, "with sparsity"); float32 without TF32, PyTorch's default.

@@ -134,14 +134,16 @@ class Run:
         if distributed.RANK == 0:
             self.lock.close()
 
-    def begin(self, model, optimizer, device):
+    def begin(self, model, optimizer, device, operations=None):
         """Starts the folder, or with --resume loads its last checkpoint, or that of a run with fewer max_steps.
 
-        An old folder is moved to <folder>.old.
+        An old folder is moved to <folder>.old. operations: of one token (or what the run counts), see toolbox/flops.py.
         """
         last = self.folder / "last.pt"
         self.device = device
         self.record.update(device=str(device), n_parameters=sum(p.numel() for p in model.parameters()))
+        if operations is not None:
+            self.record[f"operations_per_{self.unit[:-1]}"] = round(operations)
         if distributed.WORLD > 1:
             self.record["processes"] = distributed.WORLD
         if self.initial:

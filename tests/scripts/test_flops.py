@@ -1,12 +1,12 @@
-"""Operations per token: the formula equals PyTorch's own count of the literal form."""
+"""Operations per token, image and problem: the formulas equal PyTorch's own count of the literal form."""
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import LanguageModel, TransformerConfig, VisionTransformer
+from model import LanguageModel, Seq2SeqTransformer, TransformerConfig, VisionTransformer
 from relational_attention import RelationalAttention
-from toolbox.flops import PEAK, describe, per_token, utilisation
+from toolbox.flops import PEAK, describe, per_image, per_problem, per_token, utilisation
 
 # The sizes are all different, so that no term can be mistaken for another; d_h is 6.
 SMALL = dict(vocab_size=13, d_model=36, n_layers=3, n_heads=6, n_ra=2, d_ff=80, max_len=8, n_symbols=7, symbol_heads=3)
@@ -44,19 +44,23 @@ def config(**options):
     return TransformerConfig(**{**SMALL, **options})
 
 
-def counted(cfg, backward=False):
-    """PyTorch's count for one sequence of max_len tokens: the forward pass, or forward and backward.
+def tokens(n, of=0):
+    """One sequence, because positional and relative symbols are projected once for a whole batch."""
+    return torch.full((1, n), of)
 
-    One sequence, because positional and relative symbols are projected once for a whole batch.
-    """
-    idx = torch.zeros(1, cfg.max_len, dtype=torch.long)
-    m = LanguageModel(cfg)
+
+def count(backward, model, *inputs):
+    """PyTorch's count of the forward pass, or of forward and backward."""
     # PyTorch does not count the fused CPU kernel: MATH executes the same products one by one
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        _, loss = m(idx, idx)
+        _, loss = model(*inputs)
         if backward:
             loss.backward()
     return counter.get_total_flops()
+
+
+def counted(cfg, backward=False):
+    return count(backward, LanguageModel(cfg), tokens(cfg.max_len), tokens(cfg.max_len))
 
 
 @pytest.fixture
@@ -74,6 +78,31 @@ def needed(cfg):
 def test_the_formula_equals_pytorchs_count_of_the_literal_form(options, literal_form):
     cfg = config(**options)
     assert counted(cfg) == needed(cfg)
+
+
+MODELS = {name: OPTIONS[name] for name in ("DAT", "Transformer", "relative positions of Shaw et al.", "swiglu", "GQA",
+                                           "symmetric", "rca", "positional", "relative", "symbols per layer")}
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls", "mean_cls"])
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_an_image_takes_what_pytorch_counts(options, pool, literal_form):
+    m = VisionTransformer(config(**options), image_size=6, patch_size=2, n_classes=5, pool=pool)
+    assert count(True, m, torch.rand(1, 3, 6, 6), torch.tensor([0])) == per_image(m)
+
+
+def test_a_question_to_an_image_is_one_token_more(literal_form):
+    m = VisionTransformer(config(), image_size=6, patch_size=2, n_classes=5, question_size=11)
+    gradient_of_the_question = 2 * 11 * m.cfg.d_model                  # which nobody needs, see toolbox/flops.py
+    assert count(True, m, torch.rand(1, 3, 6, 6), torch.tensor([0]),
+                 torch.rand(1, 11)) == per_image(m) - gradient_of_the_question
+
+
+@pytest.mark.parametrize("decoder", [{}, dict(n_layers_decoder=2), dict(n_ra_decoder=0)], ids=str)
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_a_problem_takes_what_pytorch_counts(options, decoder, literal_form):
+    m = Seq2SeqTransformer(config(**options, vocab_size=9), **decoder)
+    assert count(True, m, tokens(7, of=1), tokens(4), tokens(4, of=1)) == per_problem(m, 7, 4)
 
 
 def test_each_different_relative_symbol_is_projected_once(literal_form):

@@ -21,7 +21,9 @@ import toolbox.run
 import train_lm
 import train_vit
 from conftest import TINY
+from model import model_config
 from toolbox.files import try_lock
+from toolbox.flops import per_token
 from toolbox.run import CODE, ROOT, code_hash, load_checkpoint, run_name
 
 SHORT = ["--max_steps=4", "--eval_every=4"]
@@ -60,6 +62,7 @@ def test_a_run_leaves_its_options_its_log_its_checkpoints_and_a_figure(tiny, tmp
     assert len(record["facts"]["sha256"]) == 64 and record["facts"]["bytes"] == 1680
     assert record["options"]["seed"] == 3 and record["options"]["data"] == "text.txt"
     assert record["command"].startswith("python ") and record["n_parameters"] > 1000
+    assert record["operations_per_token"] == per_token(model_config(record["options"]))
     best = min(float(row["val_loss"]) for row in rows[1:] if row["val_loss"])
     assert load_checkpoint(folder / "best.pt")["best"] == best
     assert load_checkpoint(folder / "last.pt")["options"] == record["options"]

@@ -111,7 +111,9 @@ def test_a_plain_run_trains_a_dat_and_two_transformers_scores_them_and_is_reused
         assert [(r["step"], r["problems"], bool(r["exact_match"])) for r in rows] == [
             ("0", "0", True), ("2", "8", False), ("4", "16", False), ("4", "16", True), ("6", "24", False),
             ("8", "32", False), ("8", "32", True)]
-        (name, score), = json.loads((folder / "config.json").read_text())["scores"].items()
+        record = json.loads((folder / "config.json").read_text())
+        assert record["operations_per_problem"] > record["n_parameters"]
+        (name, score), = record["scores"].items()
         assert name == "held out, easy" and score["n"] == 20 and 0 < score["val_loss"] < 6
         curve = [r for r in rows_of(tmp_path / "curves.csv") if r["model"] == model]
         assert [(r["step"], r["char_accuracy"]) for r in curve] == [

@@ -5,12 +5,10 @@ The table serves the runs on mathematics, too.
 import csv
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from toolbox import flops
 from toolbox.files import write_text
 from toolbox.figures import drawing
 from toolbox.figures.runs import comparable, final, group_runs, measured, read_csv, speed, unit_of
@@ -93,13 +91,12 @@ def axis_title(metric, runs):
 def draw(groups):
     """A row for the training loss and each metric, against steps, tokens, seconds and operations -> Figure.
 
-    Operations are counted for language models (toolbox/flops.py). On the right there is a scale in bits per byte, if
-    one scale fits all runs.
+    On the right there is a scale in bits per byte, if one scale fits all runs.
     """
     runs = [run for group in groups.values() for run in group]
     unit = unit_of(runs)
     xs = {"step": "step", unit: unit, "seconds": "seconds, without evaluation"}
-    if unit == "tokens":
+    if all(counts_operations(run) for run in runs):
         xs["FLOP"] = "floating-point operations"
         for run in runs:
             run["log"]["FLOP"] = operations(run)
@@ -126,13 +123,14 @@ def draw(groups):
     return fig
 
 
+def counts_operations(run):
+    return f"operations_per_{unit_of([run])[:-1]}" in run
+
+
 def operations(run):
-    """Floating-point operations up to each row of a language model's log."""
-    o = {"memory_slots": 0, "memory_heads": 0, "memory_width": 0} | run["options"]         # older runs have no memory
-    o["n_sa"] = o["n_heads"] - o["n_ra"]
-    if o["n_ra"] and o.get("dat_n_kv_heads"):
-        o["n_kv_heads"] = o["dat_n_kv_heads"]
-    return flops.per_token(SimpleNamespace(**o)) * run["log"]["tokens"]
+    """Floating-point operations up to each row of the log, counted by toolbox/flops.py."""
+    unit = unit_of([run])
+    return run[f"operations_per_{unit[:-1]}"] * run["log"][unit]
 
 
 def draw_published(ax, groups):
@@ -225,9 +223,10 @@ def equal_budgets(label, runs, base_label, base, metric):
     """
     if metric not in runs[0]["log"] or len(measured(runs[0], metric)) < 3:
         return []
+    both_count = counts_operations(runs[0]) and counts_operations(base[0])
     cosine, lines = runs[0]["options"].get("schedule") == "cosine", []
     note = " (the slower model's learning rate has not fallen as far there)" if cosine else ""
-    for what, amount in (("seconds", seconds), *([("operations", operations)] if unit_of(runs) == "tokens" else [])):
+    for what, amount in (("seconds", seconds), *([("operations", operations)] if both_count else [])):
         used = [{run["options"]["seed"]: amount(run) for run in some} for some in (runs, base)]
         budget = {seed: min(used[0][seed][-1], used[1][seed][-1]) for seed in used[0].keys() & used[1].keys()}
         difference = paired_difference(*({
