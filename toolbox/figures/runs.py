@@ -83,7 +83,7 @@ def speed(run):
 # ---- groups ----------------------------------------------------------------------------------------------------------
 
 def group_runs(runs):
-    """{label: runs that differ in nothing but their seed, sorted by seed}; DATs come before Transformers.
+    """{label: runs that differ in nothing but their seed, sorted by seed}, by label; DATs come before Transformers.
 
     Of several runs with the same seed only the newest is kept: a seed counts once.
     """
@@ -91,7 +91,8 @@ def group_runs(runs):
     groups = {}
     for run, label in zip(runs, labels([identity(run) for run in runs])):
         groups.setdefault(label, {})[run["options"]["seed"]] = run    # a newer run replaces an older one
-    return {label: list(by_seed.values()) for label, by_seed in groups.items()}
+    groups = {label: list(groups[label].values()) for label in sorted(groups)}
+    return dict(sorted(groups.items(), key=lambda group: group[1][0]["options"]["n_ra"] == 0))
 
 
 def identity(run):
