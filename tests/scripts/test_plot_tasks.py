@@ -112,6 +112,25 @@ def test_several_files_of_curves_go_into_one_figure(tmp_path, shown, monkeypatch
     assert {row["model"] for row in drawn[-1]} == {"DAT 4+4, one/curves.csv", "DAT 4+4, two/curves.csv"}
 
 
+def test_scores_are_means_of_the_levels_of_problems_that_were_held_out(tmp_path, shown):
+    """One model is .05 + .005 seed better, paired by seed; its loss is as much higher, so there it is worse."""
+    for n_ra, gain in ((4, 0.1), (0, 0)):
+        for seed in (1, 2, 3):
+            scores = {name: {"n": 9, "val_loss": v, "char_accuracy": v, "exact_match": v, "sha256": "1"}
+                      for name, v in {"held out, easy": seed / 10 + (gain and gain + seed / 100), "held out, hard": 0.4,
+                                      "files/train-easy": 99}.items()}
+            mathematics_run(tmp_path / f"{n_ra}{seed}", n_ra, seed, scores=scores)
+    shown(f"--runs={tmp_path}")
+    text = shown(f"--runs={tmp_path / 'scores.csv'}")
+    lines = table_in(text)
+    assert lines[2].startswith("| algebra__linear_1d | DAT 4+4 | 3 | 0.3600 ± ")
+    theirs = "0.3000 ± 0.1242"                                         # 4.303 * .05 / sqrt(3)
+    assert lines[3] == f"| algebra__linear_1d | Transformer 8+0 | 3 | {theirs} | {theirs} | {theirs} |"
+    better, worse = "+0.0600 [+0.0476, +0.0724]: it is better", "+0.0600 [+0.0476, +0.0724]: the other is better"
+    assert f"| algebra__linear_1d | DAT 4+4 | Transformer 8+0 | {better} | {better} | {worse} |" in text
+    assert (tmp_path / "scores.md").read_text().strip() in text
+
+
 def test_the_published_curves_of_mathematics_end_where_the_paper_says():
     rows = rows_of(mathematics.PUBLISHED)
     last = {(row["module"], row["model"]): round(float(row["accuracy"]), 3) for row in rows if row["epoch"] == "99"}

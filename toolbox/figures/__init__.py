@@ -4,7 +4,7 @@ What is drawn depends on what the runs are: mathematics and Relational Games hav
 """
 from pathlib import Path
 
-from toolbox.figures import ablation, curves, drawing, mathematics, relational_games
+from toolbox.figures import ablation, curves, drawing, mathematics, relational_games, scores
 from toolbox.figures.runs import load_run, read_csv
 from toolbox.options import make_out_dir
 
@@ -22,7 +22,8 @@ def report(folders, out_dir, paper=False):
 
 
 def redraw(paths, out_dir, paper=False):
-    """The same from results.csv of Relational Games or curves.csv of mathematics; several files in one figure."""
+    """The same from results.csv of Relational Games, or curves.csv or scores.csv of mathematics; several files as one.
+    """
     rows, kinds = [], set()
     for path in dict.fromkeys(map(Path, paths)):
         new = read_csv(path)
@@ -30,7 +31,7 @@ def redraw(paths, out_dir, paper=False):
         columns = new[0].keys() if new else set()
         kind = kind_of(columns)
         if kind is curves or not kind.NEEDED <= columns:
-            raise ValueError(f"{path} has neither results of Relational Games nor curves of mathematics")
+            raise ValueError(f"{path} has neither results of Relational Games nor curves or scores of mathematics")
         if any(None in row or None in row.values() for row in new):
             raise ValueError(f"{path} is damaged: not all of its rows have {len(columns)} cells")
         kinds.add(kind)
@@ -43,6 +44,8 @@ def kind_of(names):
     """The module that draws runs which have options of these names."""
     if "factor" in names:
         return ablation
+    if "problems" in names:
+        return scores
     if "module" in names:
         return mathematics
     return relational_games if {"task", "train_size"} <= set(names) else curves
