@@ -93,16 +93,20 @@ def draw_published(ax, module):
     ax.set_xlim(0)
 
 
-def redraw(rows, out_dir, paper):
-    """Draws curves.png from rows of curves.csv -> no text, the file.
+def told_apart(rows):
+    """Where two files have runs of the same module, model and seed, models are named by their file, too.
 
-    Where two files have runs of the same module, model and seed, models are named by their file, too: they differ in
-    options that curves.csv does not have.
+    They differ in options that these files do not have.
     """
     runs = {tuple(row.get(name) for name in ("module", "model", "seed", "file")) for row in rows}
     if len({run[:-1] for run in runs}) < len(runs):
         rows = [{**row, "model": f"{row['model']}, {row['file']}"} for row in rows]
-    drawing.save(draw(rows, paper), out_dir / "curves.png")
+    return rows
+
+
+def redraw(rows, out_dir, paper):
+    """Draws curves.png from rows of curves.csv -> no text, the file."""
+    drawing.save(draw(told_apart(rows), paper), out_dir / "curves.png")
     return "", [out_dir / "curves.png"]
 
 

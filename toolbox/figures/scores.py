@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
+from toolbox.figures.mathematics import told_apart
 from toolbox.files import write_text
 from toolbox.stats import mean_text, paired_difference
 
@@ -54,6 +55,6 @@ def describe(mine, theirs, more_is_better):
 
 def redraw(rows, out_dir, paper):
     """Writes scores.md from rows of scores.csv -> its text, and the file."""
-    text = table(rows)
+    text = table(told_apart(rows))
     write_text(out_dir / "scores.md", text + "\n")
     return text, [out_dir / "scores.md"]
