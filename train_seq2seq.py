@@ -86,7 +86,7 @@ def train(cfg, run, problems, val, device, dtype, stop_requested):
         torch.manual_seed(cfg.seed)
         model = make_model(cfg).to(device)
         optimizer = training.make_optimizer(model, cfg)
-        S, T = ((table != PAD).sum(1).float().mean().item() for table in problems)         # mean lengths
+        S, T = ((table != PAD).sum(1).float().mean().item() for table in problems)      # means, without padding
         run.begin(model, optimizer, device, flops.per_problem(model, S, T - 1))
     print(f"\n{run.folder}: {run.record['n_parameters']:,} parameters")
     forward = training.compiled(model, device, fixed_shapes=False) if cfg.compile else model

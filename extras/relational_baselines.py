@@ -11,7 +11,7 @@ paper, beside DAT 0+2, the Transformer and a control: same images, order and opt
     PrediNet          differences between pairs of objects that heads pick out    (Shanahan et al., 2020)
     Abstractor        relational cross-attention: symbols, mixed by relations     (Altabaa et al., 2024)
 
-All take the nine objects as tokens, as the DAT does. Nothing was tuned for any of them: a difference between these four
+All take the nine objects as tokens, as the DAT does. Nothing was tuned for any of them: a difference between the four
 may be one of settings. What is finished is in out_dir/baselines.csv, and a repeated command goes on from there.
 """
 from dataclasses import dataclass, replace
@@ -146,7 +146,8 @@ def vision_transformer(**options):
 def symmetric_attention(d_ff):
     """The DAT without relations, but with attention that compares as they do: <x_i W, x_j W>, the same W for both.
 
-    Is it relations that help, or that alike objects find each other?
+    Is it relations that help, or that alike objects find each other? (Such attention is strongest from an object to
+    itself, so that a failure would not tell.)
     """
     model = vision_transformer(ra_type="rca", d_ff=d_ff)
     for block in model.stack.blocks:

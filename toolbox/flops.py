@@ -7,7 +7,7 @@ further heads of `RelationalAttention.fast`, are additional work for the same to
 
 Only matrix products count, 2 operations for each multiply-add. The backward pass needs two products for each product
 of the forward pass, for the gradients of its two factors: three times the forward pass in total. As in PaLM each token
-attends to all T tokens, causal or not, and an embedding lookup is free. Multiply-adds of one token:
+attends to all T tokens, causal or not, and an embedding lookup is free. Multiply-adds of one of T tokens:
 
     once         logits of a language model       d V        (an image's: once for all of its tokens)
                  a patch of c pixels and channels c d
@@ -36,28 +36,28 @@ import re
 
 def per_token(cfg):
     """Floating-point operations of one token of a LanguageModel, forward and backward, for its TransformerConfig."""
-    return 3 * 2 * (cfg.n_layers * block(cfg, cfg.max_len) + cfg.d_model * cfg.vocab_size)
+    return 3 * 2 * (cfg.n_layers * block(cfg, cfg.max_len) / cfg.max_len + cfg.d_model * cfg.vocab_size)
 
 
 def per_image(model):
-    """The same of one image of a VisionTransformer."""
+    """Floating-point operations of one image of a VisionTransformer, forward and backward."""
     cfg, T, patches = model.cfg, model.cfg.max_len, model.cfg.max_len - (model.cls is not None)
     once = model.head.weight.numel()
     if model.question is not None:
         patches, once = T - 1, once + model.question.weight.numel()
-    return 3 * 2 * (T * cfg.n_layers * block(cfg, T) + patches * model.embedding[1].weight.numel() + once)
+    return 3 * 2 * (cfg.n_layers * block(cfg, T) + patches * model.embedding[1].weight.numel() + once)
 
 
 def per_problem(model, S, T):
-    """The same of one question of S tokens with an answer of T, of a Seq2SeqTransformer."""
+    """The same of a question of S tokens and its answer of T, for a Seq2SeqTransformer."""
     cfg, decoder, d = model.cfg, model.decoder.cfg, model.cfg.d_model
     cross = T * (2 * d ** 2 + 2 * S * d) + S * 2 * d ** 2
-    return 3 * 2 * (S * cfg.n_layers * block(cfg, S) + decoder.n_layers * (T * block(decoder, T) + cross)
-                    + T * d * cfg.vocab_size)
+    blocks = cfg.n_layers * block(cfg, S) + decoder.n_layers * (block(decoder, T) + cross)
+    return 3 * 2 * (blocks + T * d * cfg.vocab_size)
 
 
 def block(cfg, T):
-    """Multiply-adds of one token in one block that attends to T tokens, forward."""
+    """Multiply-adds of one block for T tokens, each of which attends to all T; the forward pass."""
     d, d_h = cfg.d_model, cfg.d_model // cfg.n_heads
     swiglu = cfg.activation == "swiglu"
     d_ff = cfg.d_ff or (8 * d // 3 if swiglu else 4 * d)               # as in model.MLP
@@ -84,7 +84,7 @@ def block(cfg, T):
     S, M, D = cfg.memory_heads, cfg.memory_slots, cfg.memory_width
     if M:
         layer += d * S * D + S * M * D + 2 * M * d
-    return layer
+    return T * layer
 
 
 # Peak TFLOP/s, dense (data sheets often give twice as much, "with sparsity"); float32 without TF32, PyTorch's default.

@@ -85,11 +85,17 @@ def test_what_cannot_be_drawn_is_one_clear_line(tmp_path, refused):
     (tmp_path / "empty.csv").write_text("")
     whole = (ROOT / "results/relational_games/results.csv").read_text()
     (tmp_path / "half.csv").write_text(whole[:len(whole) // 2])
+    (tmp_path / "word.csv").write_text(whole.replace("0.8", "abc"))
+    (tmp_path / "image.csv").write_bytes(b"\x89PNG\xff")
+    (tmp_path / "head.csv").write_text(whole.splitlines()[0])
     for runs, words in [(tmp_path, "no runs in"), (f"{tmp_path}/a,{tmp_path}/b", "no runs in"), ("", "give --runs="),
                         (f"{tmp_path}/lm,{tmp_path}/games", "of different kinds"),
                         (tmp_path / "bad", "config.json is damaged"), ("nowhere.csv", "no file nowhere.csv"),
                         (tmp_path / "table.csv", "neither results of Relational Games nor curves"),
-                        (tmp_path / "empty.csv", "neither results"), (mathematics.PUBLISHED, "neither results"),
+                        (tmp_path / "empty.csv", "has no rows"), (tmp_path / "head.csv", "has no rows"),
+                        (tmp_path / "word.csv", "word.csv: could not convert string to float"),
+                        (tmp_path / "image.csv", "image.csv is damaged"),
+                        (f"{tmp_path}/lm,{tmp_path}/table.csv", "not both"), (mathematics.PUBLISHED, "neither results"),
                         (tmp_path / "half.csv", "half.csv is damaged"),
                         (f"{ROOT}/results/relational_games/results.csv,{ROOT}/results/mathematics/curves.csv",
                          "of different kinds")]:

@@ -109,7 +109,7 @@ def test_several_files_of_curves_go_into_one_figure(tmp_path, shown, monkeypatch
     assert [row["model"] for row in drawn[-1]] == ["DAT 4+4"] * 6
     two.write_text(one.read_text())                                    # other runs with equal names
     shown(f"--runs={one},{two}")
-    assert {row["model"] for row in drawn[-1]} == {"DAT 4+4, one/curves.csv", "DAT 4+4, two/curves.csv"}
+    assert {row["model"] for row in drawn[-1]} == {f"DAT 4+4, {one}", f"DAT 4+4, {two}"}
 
 
 def test_scores_are_means_of_the_levels_of_problems_that_were_held_out(tmp_path, shown):
@@ -123,11 +123,11 @@ def test_scores_are_means_of_the_levels_of_problems_that_were_held_out(tmp_path,
     shown(f"--runs={tmp_path}")
     text = shown(f"--runs={tmp_path / 'scores.csv'}")
     lines = table_in(text)
-    assert lines[2].startswith("| algebra__linear_1d | DAT 4+4 | 3 | 0.3600 ± ")
+    assert lines[2].startswith("| algebra__linear_1d, easy | DAT 4+4 | 3 | 0.3600 ± ")
     theirs = "0.3000 ± 0.1242"                                         # 4.303 * .05 / sqrt(3)
-    assert lines[3] == f"| algebra__linear_1d | Transformer 8+0 | 3 | {theirs} | {theirs} | {theirs} |"
+    assert lines[3] == f"| algebra__linear_1d, easy | Transformer 8+0 | 3 | {theirs} | {theirs} | {theirs} |"
     better, worse = "+0.0600 [+0.0476, +0.0724]: it is better", "+0.0600 [+0.0476, +0.0724]: the other is better"
-    assert f"| algebra__linear_1d | DAT 4+4 | Transformer 8+0 | {better} | {better} | {worse} |" in text
+    assert f"| algebra__linear_1d, easy | DAT 4+4 | Transformer 8+0 | {better} | {better} | {worse} |" in text
     assert (tmp_path / "scores.md").read_text().strip() in text
 
 

@@ -26,9 +26,13 @@ def redraw(paths, out_dir, paper=False):
     """
     rows, kinds = [], set()
     for path in dict.fromkeys(map(Path, paths)):
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: give folders or CSV files, not both")
         new = read_csv(path)
-        rows += [{**row, "file": f"{path.parent.name}/{path.name}"} for row in new]
-        columns = new[0].keys() if new else set()
+        if not new:
+            raise ValueError(f"{path} has no rows")
+        rows += [{**row, "file": str(path)} for row in new]
+        columns = new[0].keys()
         kind = kind_of(columns)
         if kind is curves or not kind.NEEDED <= columns:
             raise ValueError(f"{path} has neither results of Relational Games nor curves or scores of mathematics")
@@ -37,7 +41,10 @@ def redraw(paths, out_dir, paper=False):
         kinds.add(kind)
     if len(kinds) > 1:
         raise ValueError("these files are of different kinds: give those of one kind")
-    show(kinds.pop().redraw, rows, out_dir, paper)
+    try:
+        show(kinds.pop().redraw, rows, out_dir, paper)
+    except ValueError as error:                                       # a cell that is no number
+        raise ValueError(f"{', '.join(map(str, paths))}: {error}") from None
 
 
 def kind_of(names):

@@ -96,7 +96,7 @@ def draw(groups):
     runs = [run for group in groups.values() for run in group]
     unit = unit_of(runs)
     xs = {"step": "step", unit: unit, "seconds": "seconds, without evaluation"}
-    if all(counts_operations(run) for run in runs):
+    if all(map(counts_operations, runs)):
         xs["FLOP"] = "floating-point operations"
         for run in runs:
             run["log"]["FLOP"] = operations(run)
@@ -124,6 +124,7 @@ def draw(groups):
 
 
 def counts_operations(run):
+    """Older runs do not."""
     return f"operations_per_{unit_of([run])[:-1]}" in run
 
 
@@ -223,10 +224,10 @@ def equal_budgets(label, runs, base_label, base, metric):
     """
     if metric not in runs[0]["log"] or len(measured(runs[0], metric)) < 3:
         return []
-    both_count = counts_operations(runs[0]) and counts_operations(base[0])
+    all_count = all(map(counts_operations, [*runs, *base]))
     cosine, lines = runs[0]["options"].get("schedule") == "cosine", []
     note = " (the slower model's learning rate has not fallen as far there)" if cosine else ""
-    for what, amount in (("seconds", seconds), *([("operations", operations)] if both_count else [])):
+    for what, amount in (("seconds", seconds), *([("operations", operations)] if all_count else [])):
         used = [{run["options"]["seed"]: amount(run) for run in some} for some in (runs, base)]
         budget = {seed: min(used[0][seed][-1], used[1][seed][-1]) for seed in used[0].keys() & used[1].keys()}
         difference = paired_difference(*({

@@ -44,12 +44,14 @@ def load_run(folder):
 
 
 def read_csv(path):
-    """The rows of a CSV file as dicts of strings. Raises ValueError if there is no such file."""
+    """The rows of a CSV file as dicts of strings. Raises ValueError if there is no such file, or no text."""
     try:
         with open(path, newline="", encoding="utf-8") as f:
             return list(csv.DictReader(f))
     except FileNotFoundError:
         raise ValueError(f"no file {path}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is damaged: no text in UTF-8") from None
 
 
 # ---- values of a run -------------------------------------------------------------------------------------------------
@@ -83,7 +85,7 @@ def speed(run):
 # ---- groups ----------------------------------------------------------------------------------------------------------
 
 def group_runs(runs):
-    """{label: runs that differ in nothing but their seed, sorted by seed}, by label; DATs come before Transformers.
+    """{label: runs that differ in nothing but their seed, sorted by seed}: DATs first, and then by label.
 
     Of several runs with the same seed only the newest is kept: a seed counts once.
     """

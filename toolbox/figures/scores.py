@@ -13,34 +13,35 @@ from toolbox.stats import mean_text, paired_difference
 METRICS = {"char_accuracy": ("characters right", True), "exact_match": ("answers right", True),
            "val_loss": ("loss per character", False)}
 HELD_OUT = "held out"                       # generated problems; other sets are files
-NEEDED = {"model", "module", "seed", "problems", *METRICS}            # columns of scores.csv
+NEEDED = {"model", "module", "level", "seed", "problems", *METRICS}            # columns of scores.csv
 
 
 def by_seed(rows):
-    """{module: {model: {metric: {seed: mean over the levels of the held-out problems}}}}, in the order of the file."""
+    """{module and level: {model: {metric: {seed: mean over the levels of the held-out problems}}}}, as in the file."""
     found = {}
     for row in rows:
         if row["problems"].startswith(HELD_OUT):
-            model = found.setdefault(row["module"], {}).setdefault(row["model"], {name: {} for name in METRICS})
+            set_of_problems = f"{row['module']}, {row['level']}"
+            model = found.setdefault(set_of_problems, {}).setdefault(row["model"], {name: {} for name in METRICS})
             for name in METRICS:
                 model[name].setdefault(int(row["seed"]), []).append(float(row[name]))
-    return {module: {model: {name: {seed: float(np.mean(values)) for seed, values in seeds.items()}
-                             for name, seeds in metrics.items()} for model, metrics in models.items()}
-            for module, models in found.items()}
+    return {problems: {model: {name: {seed: float(np.mean(values)) for seed, values in seeds.items()}
+                               for name, seeds in metrics.items()} for model, metrics in models.items()}
+            for problems, models in found.items()}
 
 
 def table(rows):
-    """Markdown: a row for each module and model; below, the differences of any two models of a module."""
+    """Markdown: a row for each model and what it was tested on; below, the differences of any two of these models."""
     heads = [name for name, _ in METRICS.values()]
-    lines = [f"| module | model | seeds | {' | '.join(heads)} |", "|---" * (3 + len(heads)) + "|"]
-    differences = [f"| module | model | minus | {' | '.join(heads)} |", lines[1]]
-    for module, models in by_seed(rows).items():
+    lines = [f"| problems | model | seeds | {' | '.join(heads)} |", "|---" * (3 + len(heads)) + "|"]
+    differences = [f"| problems | model | minus | {' | '.join(heads)} |", lines[1]]
+    for problems, models in by_seed(rows).items():
         for model, values in models.items():
             cells = [mean_text([*values[name].values()], 4) for name in METRICS]
-            lines.append(f"| {module} | {model} | {len(values['val_loss'])} | {' | '.join(cells)} |")
+            lines.append(f"| {problems} | {model} | {len(values['val_loss'])} | {' | '.join(cells)} |")
         for one, other in combinations(models, 2):
             cells = [describe(models[one][name], models[other][name], more) for name, (_, more) in METRICS.items()]
-            differences.append(f"| {module} | {one} | {other} | {' | '.join(cells)} |")
+            differences.append(f"| {problems} | {one} | {other} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *differences, "",
                       "±, [ ]: 95% Student-t intervals over seeds, differences paired by seed. Means of the levels."])
 
