@@ -138,13 +138,14 @@ def evaluate(model, images, labels, device, dtype):
 EASY, HARD = tuple(range(250, 2501, 250)), tuple(range(5000, 25001, 2500))             # the published training sizes
 SIZES = {"occurs": (500, 1000), "same": (250, 500, 1000), "between": (500, 1000), "xoccurs": (1000, 2500),
          "match_pattern": (25000,)}                                   # without --sweep
-ABLATION_SIZES = {"xoccurs": 2500, "match_pattern": 20000}             # the DAT neither guesses nor is at its best
+ABLATION_SIZES = {"xoccurs": 2500, "match_pattern": 20000}             # the DAT does not guess; more images help little
 
 # One part of the model at a time, from the DAT 0+2 of Figure 2: {factor: {variant: what it changes}}. Each factor's
 # first variant is what the others are compared with.
 FACTORS = {
-    # RCA is relational attention with W_r = 0; without symbols W_s = 0
-    "relations r (Figure 6)": {"symmetric": {}, "asymmetric": dict(symmetric=False), "none: RCA": dict(ra_type="rca")},
+    # RCA is relational attention with W_r = 0, the wider one has the DAT's parameters; without symbols W_s = 0
+    "relations r (Figure 6)": {"symmetric": {}, "asymmetric": dict(symmetric=False), "none: RCA": dict(ra_type="rca"),
+                               "none: wider RCA": dict(ra_type="rca", d_ff=342)},
     "relations or none (Figure 12)": {"asymmetric r": dict(symmetric=False), "no r: RCA": dict(ra_type="rca")},
     "symbols s": {"positional": {}, "relative": dict(symbols="relative"), "symbolic": dict(symbols="symbolic"),
                   "none": dict(symbols="none")},

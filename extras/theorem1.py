@@ -98,7 +98,7 @@ def main(argv=None):
         make_out_dir(o.out_dir)
         fig, ((left, right),) = panels(1, 2, 9, 3.8, sharey=True)
         left.plot(BETAS, [worst_error(Construction(257, b), *anything) for b in BETAS], ":k", label="w = 257, any gap")
-        for ax, what, values, lines, scale, slope_of_bound in (
+        for ax, what, values, lines, scale, limit in (
                 (left, "beta", BETAS, {f"w = {w}": [(w, b) for b in BETAS] for w in (33, 65, 257)}, float, -GAP),
                 (right, "w", WIDTHS, {f"beta = {b}": [(w, b) for w in WIDTHS] for b in (100, 200, 400)}, math.log, -2)):
             for color, (label, settings) in zip(COLORS, lines.items()):
@@ -108,7 +108,7 @@ def main(argv=None):
                 ax.plot(values, errors, "o-", ms=3, color=color, label=label)
                 ax.plot(values, bounds, "--", lw=1, color=color)
             slope = math.log(errors[6] / errors[3]) / (scale(values[6]) - scale(values[3]))          # of the last line
-            ax.set(title=f"slope {slope:.3f} from {what} = {values[3]} to {values[6]} (bound: {slope_of_bound})")
+            ax.set(title=f"{label}: ln(error) slope {slope:.3f}, {what} {values[3]} to {values[6]} (bound {limit})")
             print(ax.get_title())
             ax.legend()
         left.set(xlabel="sharpness of the softmax, beta", ylabel="worst error (dashed: bound)")

@@ -14,7 +14,7 @@ BASE = vars(Config())
 
 def test_each_model_is_trained_once_whatever_the_number_of_its_factors():
     configs = configs_of(["--ablate"])
-    assert len({repr(cfg) for cfg in configs}) == len(configs) == 12 * 2 * 5
+    assert len({repr(cfg) for cfg in configs}) == len(configs) == 13 * 2 * 5
     assert {(cfg.task, cfg.train_size) for cfg in configs} == set(ABLATION_SIZES.items())
     assert {cfg.seed for cfg in configs} == {1, 2, 3, 4, 5}
 
