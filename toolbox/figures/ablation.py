@@ -58,6 +58,7 @@ def draw(found):
         ax.grid(axis="y", alpha=0)
     for ax in axes[-1]:
         ax.set_xlabel("test accuracy")
+        ax.set_xlim(right=1.01)                                       # intervals may reach beyond
     drawing.legend_below(fig)
     return fig
 
