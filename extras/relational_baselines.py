@@ -1,11 +1,10 @@
 """Is it attention that helps on Relational Games, or any relational bottleneck? Four other architectures, each from its
-paper, beside DAT 0+2, the Transformer and a control: same images, order and optimizer, as many parameters as the DAT.
+paper, beside DAT 0+2 and the Transformer: same images, same order, same optimizer, as many parameters as the DAT.
 
     python -m extras.relational_baselines                      occurs and xoccurs, 1,000 and 2,500 images, five seeds;
-                                                               35 minutes on two cores
+                                                               half an hour on two cores
     python -m extras.relational_baselines --task=same --train_size=500 --seed=1,2,3
 
-    symmetric RCA     the control: the DAT without relations, but W_q = W_k
     RelationNetwork   f( sum_ij g(o_i, o_j) ), f and g MLPs                       (Santoro et al., 2017)
     CoRelNet          an MLP reads softmax_j <z_i, z_j> and nothing else          (Kerg et al., 2022)
     PrediNet          differences between pairs of objects that heads pick out    (Shanahan et al., 2020)
@@ -143,20 +142,8 @@ def vision_transformer(**options):
     return VisionTransformer(replace(DAT, **options), image_size=36, patch_size=12, n_classes=2, pool="mean_cls")
 
 
-def symmetric_attention(d_ff):
-    """The DAT without relations, but with attention that compares as they do: <x_i W, x_j W>, the same W for both.
-
-    Is it relations that help, or that alike objects find each other? (Such attention is strongest from an object to
-    itself, so that a failure would not tell.)
-    """
-    model = vision_transformer(ra_type="rca", d_ff=d_ff)
-    for block in model.stack.blocks:
-        block.attention.relational.W_k = block.attention.relational.W_q
-    return model
-
-
 # Each with the width that gives it the DAT's parameters.
-MODELS = {"DAT 0+2": vision_transformer, "symmetric RCA 0+2": lambda: symmetric_attention(d_ff=342),
+MODELS = {"DAT 0+2": vision_transformer,
           "Transformer 2+0 (d_ff 301)": lambda: vision_transformer(n_ra=0, d_ff=301),
           "Relation Network": lambda: RelationNetwork(244), "CoRelNet": lambda: CoRelNet(396),
           "PrediNet": lambda: PrediNet(373), "Abstractor": lambda: Abstractor(447)}

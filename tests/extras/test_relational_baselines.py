@@ -23,18 +23,6 @@ def test_all_have_as_many_parameters_as_the_dat():
     assert all(abs(n / counts["DAT 0+2"] - 1) < 0.01 for n in counts.values()), counts
 
 
-def test_the_control_has_symmetric_scores_and_no_relations(objects):
-    """Also after a step: one matrix, not two that began alike."""
-    model = MODELS["symmetric RCA 0+2"]().double()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model(torch.rand(4, 3, 36, 36, dtype=torch.float64), torch.tensor([0, 1, 0, 1]))[1].backward()
-    optimizer.step()
-    for block in model.stack.blocks:
-        scores = block.attention.relational.W_q(objects) @ block.attention.relational.W_k(objects).mT       # (2, N, N)
-        torch.testing.assert_close(scores, scores.mT, rtol=0, atol=1e-12)
-    assert not any("W_r" in name or "_rel" in name for name, _ in model.named_parameters())
-
-
 def test_the_relation_network_sums_over_all_pairs(objects):
     """f( sum_ij g(o_i, o_j) ), g with a ReLU behind its last layer."""
     m = RelationNetwork(16).double().eval()
