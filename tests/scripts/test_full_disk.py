@@ -78,7 +78,7 @@ def test_tokens_that_do_not_fit_leave_nothing(tokenizer, on_disk, tiny, tmp_path
 
 @tmpfs
 @pytest.mark.parametrize("command, file", [
-    (f"plot.py --runs={ROOT}/results/mathematics/easy/curves.csv --out_dir=$DISK/out", "curves.png"),
+    (f"plot.py --runs={ROOT}/results/mathematics/curves.csv --out_dir=$DISK/out", "curves.png"),
     ("-m data.relational_games --out=$DISK/out/x.png", "x.png"),
     ("-m data.images.glyphs --out=$DISK/out/x.png", "x.png")])
 def test_a_figure_that_does_not_fit_is_one_line(command, file, on_disk, tmp_path):
