@@ -143,7 +143,7 @@ ABLATION_SIZES = {"xoccurs": 2500, "match_pattern": 20000}             # the DAT
 # One part of the model at a time, from the DAT 0+2 of Figure 2: {factor: {variant: what it changes}}. Each factor's
 # first variant is what the others are compared with.
 FACTORS = {
-    # RCA is relational attention with W_r = 0, the wider one has the DAT's parameters; without symbols W_s = 0
+    # RCA is relational attention with W_r = 0, the wider one has the parameters of asymmetric r; no symbols: W_s = 0
     "relations r (Figure 6)": {"symmetric": {}, "asymmetric": dict(symmetric=False), "none: RCA": dict(ra_type="rca"),
                                "none: wider RCA": dict(ra_type="rca", d_ff=342)},
     "relations or none (Figure 12)": {"asymmetric r": dict(symmetric=False), "no r: RCA": dict(ra_type="rca")},
