@@ -138,7 +138,7 @@ def evaluate(model, images, labels, device, dtype):
 EASY, HARD = tuple(range(250, 2501, 250)), tuple(range(5000, 25001, 2500))             # the published training sizes
 SIZES = {"occurs": (500, 1000), "same": (250, 500, 1000), "between": (500, 1000), "xoccurs": (1000, 2500),
          "match_pattern": (25000,)}                                   # without --sweep
-ABLATION_SIZES = {"xoccurs": 2500, "match_pattern": 20000}             # the DAT does not guess; more images help little
+ABLATION_SIZES = {"xoccurs": 2500, "match_pattern": 20000}             # sizes at which every seed of the DAT learns
 
 # One part of the model at a time, from the DAT 0+2 of Figure 2: {factor: {variant: what it changes}}. Each factor's
 # first variant is what the others are compared with.

@@ -10,7 +10,7 @@ of the forward pass, for the gradients of its two factors: three times the forwa
 attends to all T tokens, causal or not, and an embedding lookup is free. Multiply-adds of one of T tokens:
 
     once         logits of a language model       d V        (an image's: once for all of its tokens)
-                 a patch of c pixels and channels c d
+                 a patch of c numbers             c d
     each layer   MLP: W_1, W_2 (W_3: swiglu)      2 d d_ff   (3 d d_ff)
       sensory    x W_q, x W_k, x W_v              d n d_h + 2 d G d_h           n = n_sa heads, G for keys and values
                  <q_i, k_j>, sum_j alpha_ij v_j   2 n T d_h                 twice that for position=shaw, with a^K, a^V
@@ -41,10 +41,9 @@ def per_token(cfg):
 
 def per_image(model):
     """Floating-point operations of one image of a VisionTransformer, forward and backward."""
-    cfg, T, patches = model.cfg, model.cfg.max_len, model.cfg.max_len - (model.cls is not None)
-    once = model.head.weight.numel()
-    if model.question is not None:
-        patches, once = T - 1, once + model.question.weight.numel()
+    cfg, T = model.cfg, model.cfg.max_len
+    patches = T - (model.cls is not None or model.question is not None)
+    once = sum(part.weight.numel() for part in (model.head, model.question) if part is not None)
     return 3 * 2 * (cfg.n_layers * block(cfg, T) + patches * model.embedding[1].weight.numel() + once)
 
 

@@ -124,7 +124,7 @@ def draw(groups):
 
 
 def counts_operations(run):
-    """Older runs do not."""
+    """Whether its record says how many one token takes: older runs have no such number."""
     return f"operations_per_{unit_of([run])[:-1]}" in run
 
 
